@@ -1,0 +1,1 @@
+"""What every daemon shares: start, sockets, IPC, credentials, log, storage."""

@@ -1,0 +1,95 @@
+"""Call another unit over its socket. A restarted peer is normal: whoever calls tries again with back-off.
+
+`call` and `stream` raise the peer's own `Fault`, or `Unavailable` when the connection failed; then nothing is known
+of what the call did, and the caller decides whether it may be repeated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from kai.lib.varlink import MAX_MESSAGE, Call, Fault, Reply, Request, Unavailable, encode, read_message
+
+R = TypeVar("R", bound=msgspec.Struct)
+T = TypeVar("T")
+FIRST_DELAY, LONGEST_DELAY = 0.05, 5.0
+
+
+class Client:
+    """One peer. Connections are made per call: an idle peer must see none, so that it can leave."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    async def call(self, call: Call[R], *, timeout: float = 30.0) -> R:
+        """The answer. Waits at most `timeout` seconds, then raises Unavailable."""
+        try:
+            async with asyncio.timeout(timeout), aclosing(self._exchange(call, more=False)) as answers:
+                async for answer in answers:
+                    return answer
+        except TimeoutError:
+            raise Unavailable(f"{self.path}: no answer to {call.NAME} within {timeout:g} s") from None
+        raise Unavailable(f"{self.path}: no answer to {call.NAME}")
+
+    def stream(self, call: Call[R]) -> AsyncGenerator[R, None]:
+        """The answers as they come, for as long as they come. Close the generator to end the call."""
+        return self._exchange(call, more=True)
+
+    async def _exchange(self, call: Call[R], *, more: bool) -> AsyncGenerator[R, None]:
+        try:
+            reader, writer = await asyncio.open_unix_connection(self.path, limit=MAX_MESSAGE)
+        except OSError as error:
+            raise Unavailable(f"{self.path}: {error.strerror or error}") from None
+        try:
+            parameters = msgspec.Raw(msgspec.json.encode(call))
+            writer.write(encode(Request(method=call.NAME, parameters=parameters, more=more)))
+            await writer.drain()
+            while True:
+                message = await read_message(reader)
+                if message is None:
+                    raise Unavailable(f"{self.path}: the peer went away during {call.NAME}")
+                reply = msgspec.json.decode(message, type=Reply)
+                if reply.error:
+                    raise _fault(reply.error, reply.parameters)
+                yield msgspec.json.decode(reply.parameters, type=call.REPLY)
+                if not reply.continues:
+                    return
+        except (ConnectionError, ValueError) as error:  # msgspec's errors are ValueErrors
+            raise Unavailable(f"{self.path}: {error}") from None
+        finally:
+            writer.close()
+
+
+def _fault(name: str, parameters: msgspec.Raw) -> Exception:
+    values: dict[str, Any] = msgspec.json.decode(parameters)
+    kind = Fault.registry.get(name)
+    if kind is None:
+        return Unavailable(f"unknown error {name}: {values}")
+    return kind(str(values.get(kind.PARAMETER, "")))
+
+
+def delays() -> Iterator[float]:
+    """Seconds to wait before each further try: doubling, with jitter so that a restarted peer isn't stormed."""
+    delay = FIRST_DELAY
+    while True:
+        yield delay * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, guards nothing
+        delay = min(delay * 2, LONGEST_DELAY)
+
+
+async def persist(attempt: Callable[[], Awaitable[T]], *, tries: int | None = None) -> T:
+    """Try again, with back-off, for as long as the peer is Unavailable; only for calls that may be repeated."""
+    for number, delay in enumerate(delays(), 1):
+        try:
+            return await attempt()
+        except Unavailable:
+            if number == tries:
+                raise
+            await asyncio.sleep(delay)
+    raise AssertionError("delays never end")
