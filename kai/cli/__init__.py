@@ -1,0 +1,1 @@
+"""kai: the operator's command."""
