@@ -1,0 +1,1 @@
+"""kai-agent@USER: the supervisor that drives one user's inner agent."""

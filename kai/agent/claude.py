@@ -1,0 +1,358 @@
+"""The backend for Claude Code: one `claude -p` with stream-json on its pipes, for as many turns as come.
+
+Measured rules that shape this file: nothing is printed before the first input, so the start is an `initialize` request
+and its answer; `init` comes at every turn; `is_error` decides, not `subtype`; a message sent while the CLI is busy
+waits there; and the CLI runs turns of its own too (a background command ended), whose results are not ours. Our message
+carries a uuid, and `command_lifecycle` says when its turn begins and ends; CLIs without that are read in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+
+from kai.agent.backend import AgentBackend, AgentDied, Context, SessionUnknown
+from kai.agent.process import MAX_LINE, AgentProcess
+from kai.agent.stream import Message, Meter, TurnReader, aborted, errors, parse, part, text
+from kai.interfaces import Event, Part
+from kai.lib import log
+
+SLOWEST_START = 30.0
+"""Seconds until the answer to `initialize`; 0.3 is usual."""
+LAST_WORDS = 2.0
+"""Seconds between the end of the output and the end of the process."""
+FLAGS = (
+    *("-p", "--input-format", "stream-json", "--output-format", "stream-json"),
+    *("--verbose", "--include-partial-messages"),
+    *("--system-prompt-snapshot", "off"),  # else a resumed session keeps its old instructions
+    *("--permission-mode", "bypassPermissions"),
+)
+REPOSITORY_OFF = ("--setting-sources", "user", "--strict-mcp-config")
+"""Without these, a cloned repository's hooks, MCP servers and ANTHROPIC_BASE_URL are obeyed."""
+ENVIRONMENT = {
+    "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+    "DISABLE_AUTOUPDATER": "1",
+    "CLAUDE_CODE_MAX_RETRIES": "4",  # delays double from 0.6 s: 9 s of silence at a 401 instead of minutes
+    "ENABLE_TOOL_SEARCH": "false",
+}
+NO_SESSION = ("No conversation found with session ID", "--resume requires a valid session ID")
+logger = logging.getLogger(__name__)
+
+
+def request(context: Context) -> Message:
+    """What kai-inner is asked for."""
+    command = [*context.command, *FLAGS]
+    command += [] if context.trust_settings else REPOSITORY_OFF
+    command += ["--model", context.model] if context.model else []
+    command += ["--resume", context.session] if context.session else []
+    return {
+        "verb": "agent",
+        "command": command,
+        "workspace": str(context.workspace),
+        "environment": {**ENVIRONMENT, **dict(context.environment)},
+        "model_door": context.model_door,
+    }
+
+
+def failure(result: Message, context: Context) -> str:
+    """A failed turn in a sentence for the user."""
+    told = errors(result)
+    login = f"the operator can run `sudo kai login {context.user}`"
+    if result.get("api_error_status") == 401:
+        if context.model_door:
+            login += ", or put a good key into /etc/credstore/kai-model-key and restart kai-proxy"
+        return f"The model refused the key (401): {told}; {login}."
+    if told.startswith("Not logged in"):
+        return f"The agent is not logged in to a model: {login}."
+    return told or f"The agent failed in the middle of the turn ({text(result, 'subtype') or 'no reason given'})."
+
+
+def why_it_died(status: str, tail: list[str], context: Context) -> AgentDied:
+    """The end of an agent that never took a turn."""
+    if context.session and any(mark in line for line in tail for mark in NO_SESSION):
+        return SessionUnknown(f"The agent no longer knows the session {context.session}.")
+    for line in tail:
+        if line.startswith("kai-inner: "):
+            return AgentDied(f"The agent can't be started: {line.removeprefix('kai-inner: ')}.")
+        if line.startswith("sudo: "):
+            return AgentDied(
+                f"The account of {context.user} doesn't open: {line}; the operator can run `sudo kai users apply`."
+            )
+        if "unknown option" in line:
+            return AgentDied(f"This version of {context.command[0]} doesn't fit to Kai; update it: {line}.")
+    how = f" ({status})" if status else ""
+    return AgentDied("\n".join((f"The agent ended while it started{how}.", *tail)))
+
+
+class _Turn:
+    """The turn that was asked for. `begun`: what comes now belongs to it and not to a turn of the CLI's own."""
+
+    def __init__(self, *, begun: bool) -> None:
+        self.uuid = str(uuid.uuid4())
+        self.reader = TurnReader()
+        self.events: asyncio.Queue[Event] = asyncio.Queue(maxsize=1)
+        self.begun = begun
+        self.started = self.interrupting = self.skipped = self.left = False
+
+    async def tell(self, *events: Event) -> None:
+        """Hand over; waits for the listener, so that a slow one slows the agent down."""
+        for event in events:
+            if not self.left:
+                await self.events.put(event)
+
+    def leave(self) -> None:
+        """Nobody listens any more: who waits to hand over goes on."""
+        self.left = True
+        while not self.events.empty():
+            self.events.get_nowait()
+
+
+class ClaudeBackend(AgentBackend):
+    """One process of Claude Code. Make it, `start` it, give it turns one after another, `close` it.
+
+    What the CLI's own turns cost is in `cost_usd` and in the next `done`, so that no budget misses it.
+    """
+
+    def __init__(self) -> None:
+        self._process: AgentProcess | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._turn: _Turn | None = None
+        self._meter = Meter(resumed=False)
+        self._told_cost = 0.0
+        self._session = ""
+        self._resumed = self._alive = False
+        self._own_turn = self._lifecycle = False
+        self._requests = 0
+        self._garbage: list[str] = []
+
+    @property
+    def alive(self) -> bool:
+        return self._alive
+
+    @property
+    def session(self) -> str:
+        return self._session
+
+    @property
+    def cost_usd(self) -> float:
+        return self._meter.sum
+
+    # ---- what the supervisor asks for ----
+
+    async def start(self, context: Context) -> None:
+        self._context = context
+        self._session, self._resumed = context.session, bool(context.session)
+        self._meter = Meter(resumed=self._resumed)
+        self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        try:
+            self._process = await AgentProcess.spawn(context.door)
+        except OSError as error:
+            program = context.door[0]
+            raise AgentDied(f"{program} can't be run: {error.strerror}; the operator can install Kai again.") from None
+        self._reading = asyncio.create_task(self._read(self._process))
+        self._send(request(context))
+        self._control("initialize", appendSystemPrompt=context.system_prompt)
+        try:
+            async with asyncio.timeout(SLOWEST_START):
+                await self._ready
+        except TimeoutError:
+            lines = [*self._garbage, *await self._process.last_words()]
+            await self.close()
+            raise AgentDied("\n".join((f"The agent said nothing for {SLOWEST_START:g} s.", *lines))) from None
+        except BaseException:
+            await self.close()
+            raise
+
+    async def turn(self, prompt: list[Part]) -> AsyncIterator[Event]:
+        if self._turn:
+            raise RuntimeError("a turn is running already")
+        if not self._alive:
+            yield Event(kind="done", outcome="failed", error="The agent is not running.")
+            return
+        turn = self._turn = _Turn(begun=not (self._own_turn or self._lifecycle))
+        content: Any = [{"type": "text", "text": piece.text} for piece in prompt]
+        if len(content) == 1:
+            content = content[0]["text"]  # a command of the CLI's own, like /compact, is one only like this
+        self._send({"type": "user", "uuid": turn.uuid, "message": {"role": "user", "content": content}})
+        try:
+            while True:
+                event = await turn.events.get()
+                yield event
+                if event.kind == "done":
+                    return
+        finally:
+            turn.leave()
+            if self._turn is turn:
+                self._turn, self._own_turn = None, True  # it goes on without us, and its result is nobody's
+
+    async def interrupt(self) -> None:
+        if self._turn and self._alive:  # an idle CLI answers an interrupt and does nothing
+            self._turn.interrupting = True
+            self._control("interrupt")
+
+    async def close(self) -> None:
+        self._alive = False
+        if self._process:
+            await self._process.close()
+        if self._reading:
+            await asyncio.wait({self._reading}, timeout=LAST_WORDS)
+            self._reading.cancel()
+
+    # ---- what the agent says ----
+
+    async def _read(self, process: AgentProcess) -> None:
+        """Takes in every line, in turns and between them, until the agent's end."""
+        try:
+            async for line in process.lines():
+                await self._line(line)
+        except Exception:
+            logger.exception("what the agent said could not be read")
+        self._alive = False
+        with suppress(TimeoutError):
+            await asyncio.wait_for(process.gone.wait(), LAST_WORDS)
+        tail = await process.last_words()
+        if not self._ready.done():
+            self._ready.set_exception(why_it_died(process.status, tail, self._context))
+        if self._turn:
+            await self._fail(self._turn, f"The agent ended in the middle of the turn ({process.status}).", *tail)
+
+    async def _line(self, line: bytes | None) -> None:
+        if line is None:
+            await self._too_long()
+            return
+        if not line.strip():
+            return
+        message = parse(line)
+        if message is None:
+            self._not_json(line)
+            return
+        match message.get("type"):
+            case "control_response":
+                self._answered(part(message, "response"))
+            case "control_request":
+                self._refuse(text(message, "request_id"))
+            case "command_lifecycle":
+                await self._step(text(message, "command_uuid"), text(message, "state"))
+            case "result":
+                await self._result(message)
+            case kind:
+                await self._said(kind, message)
+
+    async def _said(self, kind: object, message: Message) -> None:
+        turn = self._turn
+        if kind == "conversation_reset":  # /clear: the next init names the new session
+            self._session = ""
+            self._meter.reset()
+        if kind == "system" and message.get("subtype") == "init":
+            self._session = text(message, "session_id") or self._session
+            if turn and turn.begun:
+                await self._started(turn)
+            else:
+                self._own_turn = True
+        if turn and turn.begun:
+            await turn.tell(*turn.reader.take(message))
+
+    async def _started(self, turn: _Turn) -> None:
+        if not turn.started:
+            turn.started = True
+            event = Event(kind="started", session=self._session, resumed=self._resumed)
+            self._resumed = False
+            await turn.tell(event)
+
+    async def _step(self, command: str, state: str) -> None:
+        """How far the CLI is with a message. `started` comes before its turn, the last state after its result."""
+        self._lifecycle = True
+        turn = self._turn
+        if turn is None or command != turn.uuid:
+            return
+        if state == "started":
+            turn.begun, self._own_turn = True, False
+            if turn.interrupting:  # the first one met the turn that ours waited for
+                self._control("interrupt")
+        elif state in ("completed", "cancelled", "discarded", "refused"):
+            if turn.interrupting:
+                await self._end(turn, Event(kind="done", outcome="interrupted"))
+            elif turn.skipped:
+                await self._fail(turn, f"The agent's answer had a line of more than {MAX_LINE >> 20} MiB.")
+            else:
+                await self._fail(turn, f"The agent ended the turn without a result ({state}).")
+
+    async def _result(self, message: Message) -> None:
+        self._meter.add(message)
+        if not self._ready.done():
+            self._ready.set_exception(why_it_died("", [errors(message)], self._context))
+            return
+        self._session = text(message, "session_id") or self._session
+        turn = self._turn
+        if turn is None or not turn.begun:
+            logger.info("the agent took a turn of its own")
+            self._own_turn = False
+            if turn and not self._lifecycle:
+                turn.begun = True
+                if turn.interrupting:
+                    self._control("interrupt")
+            return
+        await self._started(turn)
+        verdict = message.get("is_error")
+        failed = verdict if isinstance(verdict, bool) else message.get("subtype") != "success"
+        if not failed:
+            await turn.tell(*turn.reader.whole(text(message, "result")))
+            await self._end(turn, Event(kind="done", outcome="ok"))
+        elif aborted(message) or (turn.interrupting and message.get("subtype") == "error_during_execution"):
+            await self._end(turn, Event(kind="done", outcome="interrupted"))
+        else:
+            await self._fail(turn, failure(message, self._context))
+
+    async def _fail(self, turn: _Turn, *lines: str) -> None:
+        await self._end(turn, Event(kind="done", outcome="failed", error="\n".join(lines)))
+
+    async def _end(self, turn: _Turn, done: Event) -> None:
+        self._turn = None
+        done.text, done.session = turn.reader.text, self._session
+        done.cost_usd, self._told_cost = self._meter.sum - self._told_cost, self._meter.sum
+        await turn.tell(done)
+
+    async def _too_long(self) -> None:
+        logger.warning("skipped a line of the agent that was longer than %d MiB", MAX_LINE >> 20)
+        if self._turn and self._turn.begun:
+            self._turn.skipped = True
+            if not self._lifecycle:  # it may have been the result, and nothing else would tell
+                turn, self._own_turn = self._turn, True
+                await self._fail(turn, f"The agent's answer had a line of more than {MAX_LINE >> 20} MiB.")
+
+    def _not_json(self, line: bytes) -> None:
+        if not self._garbage:
+            shown = log.printable(line[:400].decode("utf-8", "replace"), 200)
+            self._garbage.append(f"It printed what is no stream-json: {shown}")
+            logger.debug("ignored, as every line like it: %s", shown)
+
+    # ---- what the agent is told ----
+
+    def _answered(self, response: Message) -> None:
+        if text(response, "request_id") != "kai-1" or self._ready.done():
+            return
+        if response.get("subtype") == "success":
+            self._alive = True
+            self._ready.set_result(None)
+        else:
+            self._ready.set_exception(AgentDied(f"The agent refused to start: {text(response, 'error')}"))
+
+    def _refuse(self, request_id: str) -> None:
+        """The agent asks for something that was not offered to it; without an answer it would wait for ever."""
+        answer = {"subtype": "error", "request_id": request_id, "error": "Kai does not answer this request."}
+        self._send({"type": "control_response", "response": answer})
+
+    def _control(self, subtype: str, **fields: str) -> None:
+        self._requests += 1
+        asked = {"subtype": subtype, **fields}
+        self._send({"type": "control_request", "request_id": f"kai-{self._requests}", "request": asked})
+
+    def _send(self, message: Message) -> None:
+        assert self._process
+        self._process.write(msgspec.json.encode(message) + b"\n")

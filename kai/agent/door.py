@@ -1,0 +1,66 @@
+"""The door to the user's account: sudo and kai-inner, which takes its request as the first line of its input."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+import msgspec
+
+import kai
+from kai.config import User
+
+INNER = "/opt/kai/current/bin/kai-inner"
+SLOWEST = 10.0
+
+
+class DoorError(Exception):
+    """kai-inner refused or could not be run; the message is its reason."""
+
+
+class _Answer(msgspec.Struct):
+    size: int = 0
+    error: str = ""
+    code: int = 0
+
+
+def command(user: User, *, one_uid: bool) -> tuple[str, ...]:
+    """The command that runs kai-inner as the user's work account; without sudo in the demo, where all are one."""
+    if one_uid:
+        here = os.fspath(Path(kai.__file__).parents[1])  # a checkout isn't on the path of an isolated interpreter
+        start = "import sys; sys.path.append(sys.argv.pop(1)); from kai.inner import main; main()"
+        return (sys.executable, "-I", "-c", start, here)
+    return ("sudo", "-n", "-H", "-u", user.work_account, "--", INNER)
+
+
+async def read(door: tuple[str, ...], root: Path, path: str, limit: int) -> bytes | None:
+    """A file beneath `root`, read with the agent's own rights; None when there is none.
+
+    Raises DoorError when it is a link that leads out, not a regular file, longer than `limit` bytes, or when the
+    door itself doesn't open.
+    """
+    request = {"verb": "read", "root": str(root), "path": path, "limit": limit}
+    process = await asyncio.create_subprocess_exec(
+        *door, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        async with asyncio.timeout(SLOWEST):
+            out, err = await process.communicate(msgspec.json.encode(request) + b"\n")
+    except TimeoutError:
+        process.kill()
+        raise DoorError(f"reading {root / path} took longer than {SLOWEST:g} s") from None
+    head, _, data = out.partition(b"\n")
+    try:
+        answer = msgspec.json.decode(head, type=_Answer)
+    except msgspec.DecodeError:
+        reason = err.decode(errors="replace").strip().splitlines()[-1:] or [f"exit status {process.returncode}"]
+        raise DoorError(f"{' '.join(door)}: {reason[0]}") from None
+    if answer.code == 404:
+        return None
+    if answer.error:
+        raise DoorError(answer.error)
+    if len(data) != answer.size:
+        raise DoorError(f"{root / path} changed while it was read")
+    return data

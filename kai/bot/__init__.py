@@ -1,0 +1,1 @@
+"""kai-bot: everything that touches Telegram."""

@@ -1,0 +1,135 @@
+"""The bot's parts, put together: polling → intake → inbox → lanes → turn → outbox → sender."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any
+
+from telegram.error import TelegramError
+
+from kai.bot.api import Api
+from kai.bot.commands import TABLE, Commands
+from kai.bot.inbox import Inbox
+from kai.bot.intake import Intake
+from kai.bot.lanes import Lanes
+from kai.bot.outbox import Outbox
+from kai.bot.places import Places
+from kai.bot.polling import Polling
+from kai.bot.sender import Sender
+from kai.bot.service import Service
+from kai.bot.tables import InboxRow
+from kai.config import Config, load
+from kai.lib.client import delays
+from kai.lib.daemon import Daemon
+from kai.lib.store import Store
+
+PRUNE_PERIOD = 86400.0
+logger = logging.getLogger(__name__)
+
+
+class Bot:
+    """What runs for as long as kai-bot does."""
+
+    def __init__(self, d: Daemon, config: Config, token: str, store: Store) -> None:
+        self.d, self.config = d, config
+        self.api = Api(token, config.kai.telegram.api_base)
+        self.inbox, self.outbox = Inbox(store, self.api.id), Outbox(store)
+        self.sender = Sender(self.api, self.outbox)
+        self.places = Places(self.api, store)
+        agents = d.runtime_dir / "agent"
+        self.lanes = Lanes(self.api, self.inbox, self.outbox, self.sender, self.places, agents, self.show)
+        self.commands = Commands(self.api, self.lanes, self.outbox, self.sender)
+        self.intake = Intake(lambda: self.config, self.lanes.journal)
+        self.service = Service(lambda: self.config, self.lanes, self.outbox, self.sender, lambda: self.state)
+        self.polling = Polling(self.api, self.inbox, self.intake, self.take, self.say)
+        self.state = "starting"
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Take up what was left, then poll, forever."""
+        await self.places.open()
+        await self._bury()
+        self.sender.put(*await self.outbox.recover())
+        self.take(await self.inbox.unfinished(), rejoin=True)
+        self.d.ready(self.line())
+        self._spawn(self._introduce())
+        self._spawn(self._prune())
+        await self.polling.run()
+
+    def take(self, rows: list[InboxRow], *, rejoin: bool = False) -> None:
+        """New rows, or those that an earlier run of the bot left unfinished."""
+        for row in rows:
+            if row.kind == "control":
+                if row.state == "received":
+                    self._spawn(self.commands.answer(row))
+            elif row.state in ("queued", "running"):
+                self.lanes.of(row.user).put(row, rejoin=rejoin and row.state == "running")
+        self.show()
+
+    def reload(self) -> None:
+        """SIGHUP: read the configuration again; a broken one raises, and the one in force stays."""
+        self.config = load(self.d.config_dir)
+        logger.info("configuration read again: %d users", len(self.config.users))
+        self._spawn(self._bury())
+        self.show()
+
+    async def _bury(self) -> None:
+        names = {user.name for user in self.config.users}
+        for user in list(self.lanes.users):
+            if user not in names:
+                await self.lanes.drop(user, None)
+        dead = await self.inbox.bury(names)
+        if dead:
+            logger.warning("%d message(s) of users who are gone became dead letters", dead)
+
+    async def _introduce(self) -> None:
+        """Learn the bot's own name and register the commands; neither is needed for work."""
+        for delay in delays():
+            try:
+                self.service.name = await self.api.username()
+                await self.api.set_commands([(c.name, c.description) for c in TABLE])
+            except TelegramError as error:
+                logger.debug("introduction: %s", error)
+                await asyncio.sleep(max(delay, 1.0))
+            else:
+                self.show()
+                return
+
+    async def _prune(self) -> None:
+        while True:
+            await self.inbox.prune()
+            await asyncio.sleep(PRUNE_PERIOD)
+
+    def say(self, state: str) -> None:
+        self.state = state
+        self.show()
+
+    def show(self) -> None:
+        self.d.status(self.line())
+
+    def line(self) -> str:
+        """`polling as @name, 2 users, queue 0`."""
+        running, queued = self.lanes.counts()
+        name = f" as @{self.service.name}" if self.service.name and self.state == "polling" else ""
+        busy = f", {running} running" if running else ""
+        return f"{self.state}{name}, {len(self.config.users)} users{busy}, queue {queued}"
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self.tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            logger.error("a task failed", exc_info=error)
+
+    async def close(self) -> None:
+        """Stop; turns go on at their supervisors, what is stored goes out after the next start."""
+        for task in self.tasks:
+            task.cancel()
+        await self.lanes.close()
+        await self.sender.close()
+        await self.api.close()

@@ -1,0 +1,160 @@
+"""The inbox: what users sent, on disk before Telegram is told that it was received.
+
+Every function here is one transaction. The order of a user's rows is their order of arrival.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+
+import msgspec
+
+from kai.bot.message import Body
+from kai.bot.tables import DEDUP_WINDOW, INBOX_COLUMNS, UNFINISHED, InboxRow, InboxState, Kind, now
+from kai.interfaces import Journal
+from kai.lib.store import Store
+
+
+class Arrival(msgspec.Struct):
+    """An admitted update before it is stored. `journal` is set where the turn may start at once."""
+
+    update_id: int
+    user: str
+    chat: int
+    message: int
+    kind: Kind
+    text: str
+    callback: str = ""
+    journal: Journal | None = None
+
+
+class Inbox:
+    """Rows of one bot; those of another token in the same file stay as they are."""
+
+    def __init__(self, store: Store, bot: int) -> None:
+        self.store, self.bot = store, bot
+
+    async def offset(self) -> int:
+        """The first update id that Telegram has not yet been told about."""
+        rows = await self.store.read("SELECT next FROM offsets WHERE bot = ?", (self.bot,))
+        return rows[0]["next"] if rows else 0
+
+    async def receive(self, arrivals: Sequence[Arrival], next_offset: int) -> list[InboxRow]:
+        """Store a batch of updates and the offset; returns the rows that are new.
+
+        A turn whose user has nothing unfinished becomes running in the same transaction when its agent's journal is
+        known (one fsync less on its way); its placeholder's outbox row then goes with it.
+        """
+        return await self.store.write(lambda db: self._receive(db, arrivals, next_offset))
+
+    def _receive(self, db: sqlite3.Connection, arrivals: Sequence[Arrival], next_offset: int) -> list[InboxRow]:
+        stored = []
+        for arrival in arrivals:
+            oldest = db.execute(
+                f"SELECT id FROM inbox WHERE user = ? AND kind = 'turn' AND state IN {UNFINISHED} ORDER BY id LIMIT 1",
+                (arrival.user,),
+            ).fetchone()
+            waiting = db.execute(
+                f"SELECT 1 FROM inbox WHERE user = ? AND kind != 'control' AND state IN {UNFINISHED} LIMIT 1",
+                (arrival.user,),
+            ).fetchone()
+            state: InboxState = "received" if arrival.kind == "control" else "queued"
+            journal = arrival.journal
+            if arrival.kind == "turn" and journal and not waiting:
+                state = "running"
+            cursor = db.execute(
+                "INSERT OR IGNORE INTO inbox (bot, update_id, user, chat, message, kind, text, callback, target, "
+                "state, generation, boot, changed) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    self.bot, arrival.update_id, arrival.user, arrival.chat, arrival.message, arrival.kind,
+                    arrival.text, arrival.callback,
+                    oldest["id"] if arrival.kind == "control" and oldest else None,
+                    state,
+                    journal.generation if journal and state == "running" else "",
+                    journal.boot if journal and state == "running" else "",
+                    now(),
+                ),
+            )  # fmt: skip
+            if cursor.rowcount:
+                assert cursor.lastrowid is not None
+                row = _row(db, cursor.lastrowid)
+                if row.state == "running":
+                    add_placeholder(db, row)
+                stored.append(row)
+        db.execute("INSERT OR REPLACE INTO offsets VALUES (?, ?)", (self.bot, next_offset))
+        return stored
+
+    async def unfinished(self) -> list[InboxRow]:
+        """What the bot has to take up again after a start, in order of arrival."""
+        rows = await self.store.read(f"SELECT {INBOX_COLUMNS} FROM inbox WHERE state IN {UNFINISHED} ORDER BY id")
+        return [InboxRow(*row) for row in rows]
+
+    async def run(self, row: InboxRow, journal: Journal) -> None:
+        """Mark a queued turn as running under this journal, with its placeholder's outbox row."""
+
+        def work(db: sqlite3.Connection) -> None:
+            db.execute(
+                "UPDATE inbox SET state = 'running', generation = ?, boot = ?, changed = ? WHERE id = ?",
+                (journal.generation, journal.boot, now(), row.id),
+            )
+            add_placeholder(db, row)
+
+        await self.store.write(work)
+        row.state, row.generation, row.boot = "running", journal.generation, journal.boot
+
+    async def drop_queued(self, user: str, before: int) -> int:
+        """Drop what of the user's waits and arrived before the row `before`; returns how many."""
+        return await self.store.write(
+            lambda db: (
+                db.execute(
+                    "UPDATE inbox SET state = 'dropped', changed = ? WHERE user = ? AND state = 'queued' AND id < ?",
+                    (now(), user, before),
+                ).rowcount
+            )
+        )
+
+    async def drop(self, row: InboxRow) -> bool:
+        """Drop a turn that still waits; False when it has begun."""
+        return await self.store.write(
+            lambda db: bool(
+                db.execute(
+                    "UPDATE inbox SET state = 'dropped', changed = ? WHERE id = ? AND state = 'queued'", (now(), row.id)
+                ).rowcount
+            )
+        )
+
+    async def bury(self, users: set[str]) -> int:
+        """What waits of users who are no longer in the configuration becomes dead letters; returns how many."""
+        others = f"user NOT IN ({', '.join('?' * len(users))})"
+        return await self.store.write(
+            lambda db: (
+                db.execute(
+                    f"UPDATE inbox SET state = 'dead', changed = ? WHERE state IN {UNFINISHED} AND {others}",
+                    (now(), *sorted(users)),
+                ).rowcount
+            )
+        )
+
+    async def prune(self) -> None:
+        """Forget finished rows after the dedup window."""
+
+        def work(db: sqlite3.Connection) -> None:
+            old = now() - DEDUP_WINDOW
+            db.execute(f"DELETE FROM inbox WHERE changed < ? AND state NOT IN {UNFINISHED}", (old,))
+            db.execute("DELETE FROM outbox WHERE changed < ? AND state = 'sent'", (old,))
+
+        await self.store.write(work)
+
+
+def _row(db: sqlite3.Connection, row_id: int) -> InboxRow:
+    return InboxRow(*db.execute(f"SELECT {INBOX_COLUMNS} FROM inbox WHERE id = ?", (row_id,)).fetchone())
+
+
+def add_placeholder(db: sqlite3.Connection, row: InboxRow) -> None:
+    """The outbox row of a turn's first message precedes the message; the final text comes into it by edit."""
+    db.execute(
+        "INSERT OR IGNORE INTO outbox (caller, key, inbox, user, chat, kind, body, state, changed) "
+        "VALUES ('kai-bot', ?, ?, ?, ?, 'placeholder', ?, 'stored', ?)",
+        (f"{row.turn}/placeholder", row.id, row.user, row.chat, Body("⏳").encode(), now()),
+    )

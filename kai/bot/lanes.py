@@ -1,0 +1,140 @@
+"""Each user's turns, one at a time in order of arrival; users never wait for each other."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from kai.bot.api import Api
+from kai.bot.inbox import Inbox
+from kai.bot.outbox import Outbox
+from kai.bot.places import Places
+from kai.bot.sender import Sender
+from kai.bot.tables import InboxRow
+from kai.bot.turn import Turn
+from kai.interfaces import Journal
+from kai.lib import log
+from kai.lib.client import Client
+from kai.lib.store import StoreError
+
+logger = logging.getLogger(__name__)
+Command = Callable[[InboxRow], Awaitable[None]]
+
+
+class Lane:
+    """One user's queue. Its task lives for as long as something waits."""
+
+    def __init__(self, lanes: Lanes, user: str) -> None:
+        self.lanes, self.user = lanes, user
+        self.agent = Client(lanes.agents / f"{user}.sock")
+        self.journal: Journal | None = None
+        self.waiting: deque[InboxRow] = deque()
+        self.running: InboxRow | None = None
+        self.running_task: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[None] | None = None
+
+    def put(self, row: InboxRow, *, rejoin: bool = False) -> None:
+        if rejoin:
+            self.lanes.rejoin.add(row.id)
+        self.waiting.append(row)
+        if self.task is None:
+            self.task = asyncio.create_task(self._work())
+        else:
+            self.lanes.places.waits(row, len(self.waiting))
+
+    async def _work(self) -> None:
+        try:
+            while self.waiting:
+                row = self.waiting.popleft()
+                if row.state not in ("queued", "running"):
+                    continue
+                self.running = row
+                self.lanes.places.moves(self.user, row, self.waiting)
+                with log.fields(KAI_USER=self.user, KAI_TURN=row.turn, KAI_UPDATE=str(row.update_id)):
+                    self.running_task = asyncio.create_task(self._one(row))
+                    await asyncio.wait({self.running_task})
+                self.running = self.running_task = None
+        finally:
+            self.task = None
+            self.lanes.changed()
+
+    async def _one(self, row: InboxRow) -> None:
+        try:
+            if row.kind == "command":
+                await self.lanes.command(row)
+            else:
+                turn = Turn(row, self.agent, self.lanes.api, self.lanes.inbox, self.lanes.outbox, self.lanes.sender)
+                rejoin = row.id in self.lanes.rejoin
+                self.journal = await turn.run(rejoin=rejoin) or self.journal
+                self.lanes.rejoin.discard(row.id)
+        except asyncio.CancelledError:
+            return
+        except StoreError as error:
+            logger.error("turn is left as it is: %s; it goes on after a restart", error)
+        except Exception:
+            logger.exception("turn is left as it is; it goes on after a restart")
+
+
+class Lanes:
+    """All users' queues. `agents` is the directory of the supervisors' sockets."""
+
+    def __init__(
+        self,
+        api: Api,
+        inbox: Inbox,
+        outbox: Outbox,
+        sender: Sender,
+        places: Places,
+        agents: Path,
+        changed: Callable[[], None],
+    ) -> None:
+        self.api, self.inbox, self.outbox, self.sender, self.places = api, inbox, outbox, sender, places
+        self.agents, self.changed = agents, changed
+        self.command: Command = _no_command
+        self.rejoin: set[int] = set()
+        self.users: dict[str, Lane] = {}
+
+    def of(self, user: str) -> Lane:
+        if user not in self.users:
+            self.users[user] = Lane(self, user)
+        return self.users[user]
+
+    def journal(self, user: str) -> Journal | None:
+        """The journal of a user whose agent was asked before and whose lane is free: his turn may run at once."""
+        lane = self.of(user)
+        return lane.journal if lane.task is None else None
+
+    async def drop(self, user: str, row: InboxRow | None) -> int:
+        """Drop one waiting turn, or with None all that wait; returns how many."""
+        lane = self.of(user)
+        rows = [one for one in lane.waiting if row is None or one.id == row.id]
+        if lane.running and lane.running.state == "queued" and (row is None or row.id == lane.running.id):
+            rows.append(lane.running)
+        dropped = 0
+        for one in rows:
+            if await self.inbox.drop(one):
+                one.state = "dropped"
+                dropped += 1
+                if one is lane.running and lane.running_task:
+                    lane.running_task.cancel()
+        self.places.moves(user, lane.running, lane.waiting)
+        return dropped
+
+    def counts(self) -> tuple[int, int]:
+        """Turns that run and that wait."""
+        running = sum(lane.running is not None for lane in self.users.values())
+        return running, sum(len(lane.waiting) for lane in self.users.values())
+
+    async def close(self) -> None:
+        """Let go of all turns; they go on at their supervisors and are joined after the next start."""
+        tasks = [t for lane in self.users.values() for t in (lane.task, lane.running_task) if t]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _no_command(row: InboxRow) -> None:
+    raise AssertionError(f"no handler for {row.text}")

@@ -1,0 +1,135 @@
+"""The outbox: what is to reach a chat, on disk before it is sent.
+
+A row is `stored`, then `sending`, then `sent`. The final text of a turn goes into its placeholder by an edit, and an
+edit may be repeated. Other messages can't be repeated safely once Telegram may have taken them: a row found as
+`sending` after a crash becomes `unknown` and is shown as such, never sent again on its own.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from typing import Literal
+
+from kai.bot.message import Body
+from kai.bot.tables import OUTBOX_COLUMNS, InboxRow, InboxState, OutboxRow, OutboxState, now
+from kai.lib.store import Store
+
+UNSENT = "('stored', 'sending')"
+
+
+class Outbox:
+    """Rows of all chats. Every function is one transaction."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    async def recover(self) -> list[OutboxRow]:
+        """Rows to send after a start, in order. What was on its way and can't be repeated becomes unknown."""
+
+        def work(db: sqlite3.Connection) -> list[OutboxRow]:
+            db.execute(
+                "UPDATE outbox SET state = 'unknown', error = 'kai-bot ended while Telegram was answering', changed = ?"
+                " WHERE state = 'sending' AND kind IN ('control', 'message')",
+                (now(),),
+            )
+            db.execute("UPDATE outbox SET state = 'stored' WHERE state = 'sending'")
+            rows = db.execute(f"SELECT {OUTBOX_COLUMNS} FROM outbox WHERE state IN {UNSENT} ORDER BY id").fetchall()
+            return [OutboxRow(*row) for row in rows]
+
+        return await self.store.write(work)
+
+    async def answer(self, row: InboxRow, state: InboxState, messages: Sequence[Body]) -> list[OutboxRow]:
+        """Store a turn's answer and, in the same transaction, the state that its inbox row reaches with it.
+
+        The first message goes into the placeholder, the others follow it.
+        """
+
+        def work(db: sqlite3.Connection) -> list[OutboxRow]:
+            db.execute("UPDATE inbox SET state = ?, changed = ? WHERE id = ?", (state, now(), row.id))
+            stored = []
+            for number, message in enumerate(messages):
+                kind: Literal["final", "message"] = "message" if number else "final"
+                key = f"{row.turn}/{number}"
+                stored.append(_insert(db, "kai-bot", key, row.id, row.user, row.chat, kind, message))
+            return [one for one in stored if one is not None]
+
+        return await self.store.write(work)
+
+    async def reply(self, row: InboxRow, message: Body | None) -> list[OutboxRow]:
+        """Store the answer to a command; its inbox row is done with it."""
+
+        def work(db: sqlite3.Connection) -> list[OutboxRow]:
+            db.execute("UPDATE inbox SET state = 'delivered', changed = ? WHERE id = ?", (now(), row.id))
+            if message is None:
+                return []
+            stored = _insert(db, "kai-bot", f"{row.turn}/reply", row.id, row.user, row.chat, "control", message)
+            return [stored] if stored else []
+
+        return await self.store.write(work)
+
+    async def deliver(
+        self, caller: str, key: str, user: str, chat: int, messages: Sequence[Body]
+    ) -> tuple[int, list[OutboxRow]]:
+        """Store what another unit sends. The same caller and key again store nothing and give the first row's id."""
+
+        def work(db: sqlite3.Connection) -> tuple[int, list[OutboxRow]]:
+            stored = []
+            for number, message in enumerate(messages):
+                one = _insert(db, caller, f"{key}/{number}", None, user, chat, "message", message)
+                if one is not None:
+                    stored.append(one)
+            (first,) = db.execute("SELECT id FROM outbox WHERE caller = ? AND key = ?", (caller, f"{key}/0")).fetchone()
+            return first, stored
+
+        return await self.store.write(work)
+
+    async def mark(self, row: OutboxRow, state: OutboxState, *, message: int | None = None, error: str = "") -> None:
+        """Move a row on. When the last row of an answered turn is sent, its inbox row is delivered."""
+
+        def work(db: sqlite3.Connection) -> None:
+            db.execute(
+                "UPDATE outbox SET state = ?, message = coalesce(?, message), error = ?, changed = ? WHERE id = ?",
+                (state, message, error, now(), row.id),
+            )
+            if state in ("sent", "unknown", "dead") and row.inbox is not None:
+                db.execute(
+                    "UPDATE inbox SET state = 'delivered', changed = ? WHERE id = ? AND state = 'answered' AND NOT "
+                    f"EXISTS (SELECT 1 FROM outbox WHERE inbox = ? AND state IN {UNSENT} AND kind != 'placeholder')",
+                    (now(), row.inbox, row.inbox),
+                )
+
+        await self.store.write(work)
+        row.state, row.message = state, message or row.message
+
+    async def placeholder(self, inbox: int) -> OutboxRow | None:
+        """The placeholder of a turn, sent or not."""
+        rows = await self.store.read(
+            f"SELECT {OUTBOX_COLUMNS} FROM outbox WHERE inbox = ? AND kind = 'placeholder'", (inbox,)
+        )
+        return OutboxRow(*rows[0]) if rows else None
+
+    async def counts(self) -> dict[str, int]:
+        rows = await self.store.read("SELECT state, count(*) AS n FROM outbox GROUP BY state")
+        return {row["state"]: row["n"] for row in rows}
+
+
+def _insert(
+    db: sqlite3.Connection,
+    caller: str,
+    key: str,
+    inbox: int | None,
+    user: str,
+    chat: int,
+    kind: Literal["control", "final", "message"],
+    message: Body,
+) -> OutboxRow | None:
+    cursor = db.execute(
+        "INSERT OR IGNORE INTO outbox (caller, key, inbox, user, chat, kind, body, state, changed) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, 'stored', ?)",
+        (caller, key, inbox, user, chat, kind, message.encode(), now()),
+    )
+    if not cursor.rowcount:
+        return None
+    assert cursor.lastrowid is not None
+    return OutboxRow(cursor.lastrowid, inbox, user, chat, kind, message.encode(), "stored", None)

@@ -1,0 +1,97 @@
+"""Shows that a message waits: 👀 on it, and one note per user that tells how many are before the newest."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Collection
+
+from telegram.error import TelegramError
+
+from kai.bot.api import Api
+from kai.bot.message import plain
+from kai.bot.tables import InboxRow
+from kai.lib.store import Store, StoreError
+
+MARK = "👀"
+logger = logging.getLogger(__name__)
+
+
+class Places:
+    """The notes are decoration: an error costs the note, never the message. Their ids are kept over a restart."""
+
+    def __init__(self, api: Api, store: Store) -> None:
+        self.api, self.store = api, store
+        self.notes: dict[str, tuple[int, int]] = {}
+        self.wanted: dict[str, tuple[int, str]] = {}
+        self.tasks: dict[str, asyncio.Task[None]] = {}
+        self.marks: set[asyncio.Task[None]] = set()
+
+    async def open(self) -> None:
+        for user, chat, message in await self.store.read("SELECT user, chat, message FROM notes"):
+            self.notes[user] = (chat, message)
+            self._want(user, chat, "")
+
+    def waits(self, row: InboxRow, place: int) -> None:
+        """A message came while another turn runs."""
+        if row.kind == "turn":
+            task = asyncio.ensure_future(self._mark(row, MARK))
+            self.marks.add(task)
+            task.add_done_callback(self.marks.discard)
+        self._want(row.user, row.chat, _note(place))
+
+    def moves(self, user: str, running: InboxRow | None, waiting: Collection[InboxRow]) -> None:
+        """The queue went on: the running message loses its mark, the note follows or goes."""
+        left = [row for row in waiting if row.state == "queued"]
+        if running and running.kind == "turn" and (left or user in self.notes or user in self.tasks):
+            task = asyncio.ensure_future(self._mark(running, None))
+            self.marks.add(task)
+            task.add_done_callback(self.marks.discard)
+        if left:
+            self._want(user, left[-1].chat, _note(len(left)))
+        elif user in self.notes or user in self.tasks:
+            self._want(user, 0, "")
+
+    def _want(self, user: str, chat: int, text: str) -> None:
+        self.wanted[user] = (chat, text)
+        if user not in self.tasks:
+            self.tasks[user] = asyncio.ensure_future(self._work(user))
+
+    async def _work(self, user: str) -> None:
+        """Bring the note to its newest wanted state; states in between are skipped."""
+        try:
+            while user in self.wanted:
+                chat, text = self.wanted.pop(user)
+                try:
+                    await self._show(user, chat, text)
+                except (TelegramError, StoreError) as error:
+                    logger.info("place note: %s", error)
+                await asyncio.sleep(1)
+        finally:
+            del self.tasks[user]
+
+    async def _show(self, user: str, chat: int, text: str) -> None:
+        note = self.notes.get(user)
+        if not text:
+            if note:
+                self.notes.pop(user)
+                await self.store.write(lambda db: db.execute("DELETE FROM notes WHERE user = ?", (user,)))
+                await self.api.delete(*note)
+        elif note:
+            await self.api.edit(*note, plain(text))
+        else:
+            message = await self.api.send(chat, plain(text), silent=True)
+            self.notes[user] = (chat, message)
+            await self.store.write(
+                lambda db: db.execute("INSERT OR REPLACE INTO notes VALUES (?, ?, ?)", (user, chat, message))
+            )
+
+    async def _mark(self, row: InboxRow, emoji: str | None) -> None:
+        try:
+            await self.api.react(row.chat, row.message, emoji)
+        except TelegramError as error:
+            logger.info("waiting mark: %s", error)
+
+
+def _note(waiting: int) -> str:
+    return f"{MARK} {waiting} message{'s wait' if waiting > 1 else ' waits'} for the running turn. /stop ends it."

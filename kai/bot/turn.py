@@ -1,0 +1,130 @@
+"""One turn, from the durable row to the stored answer: Start once, after any doubt only Join."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import aclosing
+
+from kai.bot.api import Api
+from kai.bot.inbox import Inbox
+from kai.bot.outbox import Outbox
+from kai.bot.sender import Sender
+from kai.bot.tables import InboxRow, InboxState, OutboxRow, now
+from kai.bot.view import View
+from kai.interfaces import Event, Hello, Join, Journal, Part, Start, UnknownTurn
+from kai.lib.client import Client, delays
+from kai.lib.store import StoreError
+from kai.lib.varlink import Busy, Fault, Misconfigured, Unavailable
+
+TYPING_PERIOD = 4.0
+"""Seconds between two typing actions: Telegram shows one for five."""
+logger = logging.getLogger(__name__)
+
+
+class Turn:
+    """Runs one inbox row. `agent` reaches the user's supervisor."""
+
+    def __init__(self, row: InboxRow, agent: Client, api: Api, inbox: Inbox, outbox: Outbox, sender: Sender) -> None:
+        self.row, self.agent, self.api = row, agent, api
+        self.inbox, self.outbox, self.sender = inbox, outbox, sender
+        self.view = View(row)
+
+    async def run(self, *, rejoin: bool) -> Journal | None:
+        """See the turn through. `rejoin`: it was running before the bot started, so it may have begun.
+
+        Returns the agent's journal, where it was asked for, so that the next turn needs no question.
+        """
+        typing = asyncio.create_task(self._typing())
+        journal = None
+        try:
+            if self.row.state == "queued":
+                journal = await self._persist_hello()
+                await self.inbox.run(self.row, journal)
+            placeholder = await self.outbox.placeholder(self.row.id)
+            if placeholder and placeholder.message is None:
+                self.sender.put(placeholder)
+            done = await self._follow(rejoin=rejoin)
+        finally:
+            typing.cancel()
+            self.sender.finished(self.row.chat, self.row.id)
+        self.sender.put(*await self._store(done))
+        return journal
+
+    async def _store(self, done: Event) -> list[OutboxRow]:
+        """The answer goes to disk before it is sent, however long the disk is full; the supervisor keeps it too."""
+        state: InboxState = "interrupted" if done.outcome == "interrupted" else "answered"
+        messages = self.view.final(done)
+        for delay in delays():
+            try:
+                rows = await self.outbox.answer(self.row, state, messages)
+            except StoreError as error:
+                logger.error("the answer waits: %s", error)
+                await asyncio.sleep(delay)
+            else:
+                self.row.state = state
+                return rows
+        raise AssertionError("delays never end")
+
+    async def _persist_hello(self) -> Journal:
+        """The journal is known before the row runs, or it could not be told whether the turn began."""
+        for delay in delays():
+            try:
+                return await self.agent.call(Hello())
+            except (Unavailable, Busy, Misconfigured) as error:
+                self._trouble(error)
+                await asyncio.sleep(delay)
+        raise AssertionError("delays never end")
+
+    async def _follow(self, *, rejoin: bool) -> Event:
+        """Start, and Join after every break, until the answer is there or it is clear that there will be none."""
+        start = Start(turn=self.row.turn, prompt=[Part(kind="text", text=self.row.text)])
+        join = Join(turn=self.row.turn)
+        call: Start | Join = join if rejoin else start
+        waits = delays()
+        while True:
+            try:
+                async with aclosing(self.agent.stream(call)) as events:
+                    async for event in events:
+                        if event.kind == "done":
+                            return event
+                        waits = delays()
+                        self.view.apply(event)
+                        self.sender.show(self.row.chat, self.row.id, self.view.growing)
+                raise Unavailable("the agent's supervisor ended the turn without an answer")
+            except UnknownTurn as fault:
+                if fault.message != f"{self.row.generation} {self.row.boot}":
+                    return Event(
+                        kind="done",
+                        outcome="interrupted",
+                        text=self.view.text,
+                        error="The host or the agent's journal was reset in this turn; it may have run in part. "
+                        "Send it again if you want it repeated.",
+                    )
+                call = start  # the same journal never heard of it: it did not begin
+            except (Busy, Misconfigured) as error:
+                self._trouble(error)
+                await asyncio.sleep(next(waits))
+            except Unavailable as error:
+                call = join
+                self._trouble(error)
+                await asyncio.sleep(next(waits))
+            except Fault as fault:
+                logger.error("%s: %s", fault.NAME, fault)
+                return Event(kind="done", outcome="failed", error=str(fault))
+
+    def _trouble(self, error: Exception) -> None:
+        """Keep waiting, and say what for where it is worth saying."""
+        logger.warning("waits for the agent: %s", error)
+        if isinstance(error, Misconfigured):
+            self.view.trouble = f"⚠ The agent can't start yet; this message waits. {error}"
+            self.sender.show(self.row.chat, self.row.id, self.view.growing)
+
+    async def _typing(self) -> None:
+        while True:
+            began = now()
+            try:
+                await self.api.typing(self.row.chat)
+            except Exception as error:  # it is decoration, and any error of it may come again in four seconds
+                logger.debug("typing: %s", error)
+            await asyncio.sleep(max(0.0, TYPING_PERIOD - (now() - began)))

@@ -1,0 +1,1 @@
+"""Stand-ins for `install.sh --demo` and the tests: no Telegram, no systemd, no account."""
