@@ -11,7 +11,17 @@ from collections.abc import Sequence
 import msgspec
 
 from kai.bot.message import Body
-from kai.bot.tables import DEDUP_WINDOW, INBOX_COLUMNS, UNFINISHED, InboxRow, InboxState, Kind, now
+from kai.bot.tables import (
+    DEDUP_WINDOW,
+    INBOX_COLUMNS,
+    OUTBOX_COLUMNS,
+    UNFINISHED,
+    InboxRow,
+    InboxState,
+    Kind,
+    OutboxRow,
+    now,
+)
 from kai.interfaces import Journal
 from kai.lib.store import Store
 
@@ -103,16 +113,9 @@ class Inbox:
         await self.store.write(work)
         row.state, row.generation, row.boot = "running", journal.generation, journal.boot
 
-    async def drop_queued(self, user: str, before: int) -> int:
-        """Drop what of the user's waits and arrived before the row `before`; returns how many."""
-        return await self.store.write(
-            lambda db: (
-                db.execute(
-                    "UPDATE inbox SET state = 'dropped', changed = ? WHERE user = ? AND state = 'queued' AND id < ?",
-                    (now(), user, before),
-                ).rowcount
-            )
-        )
+    async def placeholder(self, row: InboxRow) -> OutboxRow:
+        """Give a turn that still waits its placeholder's outbox row, to show what it waits for."""
+        return await self.store.write(lambda db: add_placeholder(db, row))
 
     async def drop(self, row: InboxRow) -> bool:
         """Drop a turn that still waits; False when it has begun."""
@@ -151,10 +154,12 @@ def _row(db: sqlite3.Connection, row_id: int) -> InboxRow:
     return InboxRow(*db.execute(f"SELECT {INBOX_COLUMNS} FROM inbox WHERE id = ?", (row_id,)).fetchone())
 
 
-def add_placeholder(db: sqlite3.Connection, row: InboxRow) -> None:
+def add_placeholder(db: sqlite3.Connection, row: InboxRow) -> OutboxRow:
     """The outbox row of a turn's first message precedes the message; the final text comes into it by edit."""
     db.execute(
         "INSERT OR IGNORE INTO outbox (caller, key, inbox, user, chat, kind, body, state, changed) "
         "VALUES ('kai-bot', ?, ?, ?, ?, 'placeholder', ?, 'stored', ?)",
         (f"{row.turn}/placeholder", row.id, row.user, row.chat, Body("⏳").encode(), now()),
     )
+    query = f"SELECT {OUTBOX_COLUMNS} FROM outbox WHERE inbox = ? AND kind = 'placeholder'"
+    return OutboxRow(*db.execute(query, (row.id,)).fetchone())

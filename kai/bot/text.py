@@ -17,8 +17,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-# Characters that never reach the screen as they are. Control characters, line and paragraph separators and
-# U+0333, U+033F are dropped by Telegram itself. The directional overrides, embeddings and isolates
+# Characters that are not sent. Telegram itself blanks or drops control characters, line and paragraph separators,
+# U+0333, U+033F and U+030A (tdlib, clean_input_string). The directional overrides, embeddings and isolates
 # (U+202A-202E, U+2066-2069) can make text and code read as something else than they are, so they go everywhere,
 # code included; the harmless marks that right-to-left text needs (U+200E, U+200F, U+061C) stay.
 _UNSAFE: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\u0333\u033f\u030a\ud800-\udfff]")

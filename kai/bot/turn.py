@@ -29,6 +29,7 @@ class Turn:
         self.row, self.agent, self.api = row, agent, api
         self.inbox, self.outbox, self.sender = inbox, outbox, sender
         self.view = View(row)
+        self.placed = False
 
     async def run(self, *, rejoin: bool) -> Journal | None:
         """See the turn through. `rejoin`: it was running before the bot started, so it may have begun.
@@ -41,9 +42,7 @@ class Turn:
             if self.row.state == "queued":
                 journal = await self._persist_hello()
                 await self.inbox.run(self.row, journal)
-            placeholder = await self.outbox.placeholder(self.row.id)
-            if placeholder and placeholder.message is None:
-                self.sender.put(placeholder)
+            await self._placeholder()
             done = await self._follow(rejoin=rejoin)
         finally:
             typing.cancel()
@@ -72,9 +71,18 @@ class Turn:
             try:
                 return await self.agent.call(Hello())
             except (Unavailable, Busy, Misconfigured) as error:
-                self._trouble(error)
+                await self._trouble(error)
                 await asyncio.sleep(delay)
         raise AssertionError("delays never end")
+
+    async def _placeholder(self) -> None:
+        """Have the turn's first message sent, unless it was."""
+        if self.placed:
+            return
+        self.placed = True
+        placeholder = await self.outbox.placeholder(self.row.id) or await self.inbox.placeholder(self.row)
+        if placeholder.message is None:
+            self.sender.put(placeholder)
 
     async def _follow(self, *, rejoin: bool) -> Event:
         """Start, and Join after every break, until the answer is there or it is clear that there will be none."""
@@ -103,21 +111,22 @@ class Turn:
                     )
                 call = start  # the same journal never heard of it: it did not begin
             except (Busy, Misconfigured) as error:
-                self._trouble(error)
+                await self._trouble(error)
                 await asyncio.sleep(next(waits))
             except Unavailable as error:
                 call = join
-                self._trouble(error)
+                await self._trouble(error)
                 await asyncio.sleep(next(waits))
             except Fault as fault:
                 logger.error("%s: %s", fault.NAME, fault)
                 return Event(kind="done", outcome="failed", error=str(fault))
 
-    def _trouble(self, error: Exception) -> None:
+    async def _trouble(self, error: Exception) -> None:
         """Keep waiting, and say what for where it is worth saying."""
         logger.warning("waits for the agent: %s", error)
         if isinstance(error, Misconfigured):
             self.view.trouble = f"⚠ The agent can't start yet; this message waits. {error}"
+            await self._placeholder()
             self.sender.show(self.row.chat, self.row.id, self.view.growing)
 
     async def _typing(self) -> None:

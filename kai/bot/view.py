@@ -56,7 +56,8 @@ class View:
         note = notes.get(done.outcome, "")
         if done.outcome == "ok" and done.error:
             note = f"⚠ {done.error}"
-        messages = bodies(done.text) if done.text.strip() else []
+        text = done.text or self.text  # a supervisor that was cut off gives none; what was shown stays
+        messages = bodies(text) if text.strip() else []
         if not messages:
             return [plain(note or "(The agent gave no text.)")]
         if note:
