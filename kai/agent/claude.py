@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 from typing import Any
 
@@ -169,7 +169,7 @@ class ClaudeBackend(AgentBackend):
             await self.close()
             raise
 
-    async def turn(self, prompt: list[Part]) -> AsyncIterator[Event]:
+    async def turn(self, prompt: list[Part]) -> AsyncGenerator[Event, None]:
         if self._turn:
             raise RuntimeError("a turn is running already")
         if not self._alive:

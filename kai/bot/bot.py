@@ -14,6 +14,7 @@ from kai.bot.commands import TABLE, Commands
 from kai.bot.inbox import Inbox
 from kai.bot.intake import Intake
 from kai.bot.lanes import Lanes
+from kai.bot.markdown import render
 from kai.bot.outbox import Outbox
 from kai.bot.places import Places
 from kai.bot.polling import Polling
@@ -45,7 +46,7 @@ class Bot:
         self.service = Service(lambda: self.config, self.lanes, self.outbox, self.sender, lambda: self.state)
         self.polling = Polling(self.api, self.inbox, self.intake, self.take, self.say)
         self.state = "starting"
-        self.tasks: set[asyncio.Task[None]] = set()
+        self.tasks: set[asyncio.Task[Any]] = set()
 
     async def run(self) -> None:
         """Take up what was left, then poll, forever."""
@@ -54,6 +55,7 @@ class Bot:
         self.sender.put(*await self.outbox.recover())
         self.take(await self.inbox.unfinished(), rejoin=True)
         self.d.ready(self.line())
+        self._spawn(asyncio.to_thread(render, ""))  # loads the parser before the first answer needs it
         self._spawn(self._introduce())
         self._spawn(self._prune())
         await self.polling.run()
@@ -116,12 +118,12 @@ class Bot:
         busy = f", {running} running" if running else ""
         return f"{self.state}{name}, {len(self.config.users)} users{busy}, queue {queued}"
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, object]) -> None:
         task = asyncio.create_task(work)
         self.tasks.add(task)
         task.add_done_callback(self._ended)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, task: asyncio.Task[Any]) -> None:
         self.tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
             logger.error("a task failed", exc_info=error)

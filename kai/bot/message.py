@@ -8,6 +8,7 @@ import msgspec
 
 from kai.bot.markdown import Text, render
 from kai.bot.split import split
+from kai.bot.text import clean
 
 
 class Button(msgspec.Struct, frozen=True):
@@ -33,7 +34,9 @@ def decode(body: str) -> Body:
 
 
 def plain(text: str, buttons: list[Button] | None = None) -> Body:
-    return Body(text, [], buttons or [])
+    """Text without markup, such as an error; cut to what one message holds."""
+    (first, *_) = split(Text(clean(text), ())) or [Text("(no text)", ())]
+    return Body(first.text, [], buttons or [])
 
 
 def body(text: Text, buttons: list[Button] | None = None) -> Body:

@@ -12,6 +12,7 @@ isolation: one uid is every role, so this is for the demo and for tests, and is 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import functools
 import json
 import os
@@ -95,6 +96,7 @@ class Launcher:
         self.extra_environment = dict(environment or {})
         self.runtime = self.directory / "run"
         self.borrowed: Path | None = None
+        self.lock: int | None = None
         self.services: dict[str, Service] = {}
 
     # ---- begin and end ----
@@ -102,8 +104,10 @@ class Launcher:
     async def start(self) -> None:
         """Write the configuration, open all sockets, start what is resident. Raises LauncherError."""
         refuse_where_installed()
-        self._lay_out()
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._claim()
         try:
+            self._lay_out()
             for unit in self.units():
                 self.add(unit)
         except BaseException:
@@ -117,6 +121,9 @@ class Launcher:
         """End every daemon and whatever it started, and remove the sockets; safe to call twice."""
         await asyncio.gather(*(service.close() for service in self.services.values()))
         self.services.clear()
+        if self.lock is not None:
+            os.close(self.lock)
+            self.lock = None
         if self.borrowed:
             shutil.rmtree(self.borrowed, ignore_errors=True)
             self.borrowed = None
@@ -178,7 +185,6 @@ class Launcher:
         }
 
     def _lay_out(self) -> None:
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.directory.chmod(0o700)
         longest = max(len(os.fsencode(path)) for path in self._paths())
         if longest > LONGEST_SOCKET_PATH:  # the kernel's limit; a directory deep in a tree is no fault of the caller's
@@ -189,6 +195,16 @@ class Launcher:
         self._write("etc/kai.yaml", json.dumps(self.settings, indent=2, ensure_ascii=False))
         self._write("etc/users.yaml", json.dumps({"users": self.users}, indent=2, ensure_ascii=False))
         self._write("credentials/kai-telegram-token", self.token)
+
+    def _claim(self) -> None:
+        """Two sets in one directory would take each other's sockets away."""
+        self.lock = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self.lock)
+            self.lock = None
+            raise LauncherError(f"another set runs in {self.directory}: end it, or take another directory") from None
 
     def _paths(self) -> list[Path]:
         names = ["kai-bot", *(f"kai-agent@{user['name']}" for user in self.users)]

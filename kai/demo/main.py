@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import io
 import os
 import pwd
 import secrets
@@ -15,14 +16,19 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-if TYPE_CHECKING:  # what the demo runs on is imported by `run`: every `kai` command registers this one
-    from kai.demo.botapi.server import BotApi
-    from kai.demo.launcher import Launcher
+from kai.demo.botapi.server import BotApi
+from kai.demo.chat import Chat, at_terminal, by_lines, grows, is_terminal
+from kai.demo.editor import Editor
+from kai.demo.launcher import Launcher, LauncherError, refuse_where_installed
+from kai.demo.screen import Plain, Terminal
+from kai.interfaces import Status
+from kai.lib.client import Client
+from kai.lib.varlink import Fault, Unavailable
 
 USER, USER_ID = "you", 1001
 SETTINGS = {"drain": 1, "agent": {"idle_timeout": 600}}
@@ -39,32 +45,18 @@ Write a message. `help` tells what the agent can do, /help what Kai can. `! ls -
 """
 
 
-def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `demo` to the commands of kai(1)."""
-    options(commands.add_parser("demo", help="try Kai on this machine: no root, no account, nothing is left behind"))
-
-
-def options(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Runs Kai's daemons under your own account with stand-ins for Telegram and the agent."
+def main(argv: list[str] | None = None) -> int:
+    """`kai demo`. Exit status: 0, or 1 with the reason on standard error; 2 for wrong options."""
+    parser = argparse.ArgumentParser(
+        prog="kai demo",
+        description="Runs Kai's daemons under your own account, with stand-ins for Telegram and the agent.",
+    )
     parser.add_argument("--say", metavar="TEXT", help="send one message, print the answer, and leave")
     parser.add_argument("--keep", metavar="DIR", type=Path, help="keep configuration, state and logs in this directory")
-    parser.set_defaults(run=run)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The demo as a program of its own."""
-    parser = argparse.ArgumentParser(prog="kai demo")
-    options(parser)
-    return run(parser.parse_args(argv))
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Exit status: 0, or 1 with the reason on standard error."""
-    from kai.demo.launcher import LauncherError, refuse_where_installed
-
+    arguments = parser.parse_args(argv)
     try:
+        standard_streams()
         refuse_where_installed()
-        open_standard_descriptors()
         with place(arguments.keep) as directory:
             return asyncio.run(_demo(directory, arguments.say, kept=arguments.keep is not None))
     except (LauncherError, OSError) as error:
@@ -74,11 +66,16 @@ def run(arguments: argparse.Namespace) -> int:
     return 1
 
 
-def open_standard_descriptors() -> None:
-    """Who starts this with some of them closed must not get a socket in their place."""
+def standard_streams() -> None:
+    """Who starts this with some of them closed must not get a socket in their place, nor a poor locale a traceback."""
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(fd, True)
     os.close(fd)
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 @contextmanager
@@ -96,9 +93,6 @@ def place(kept: Path | None) -> Iterator[Path]:
 
 
 async def _demo(directory: Path, text: str | None, *, kept: bool) -> int:
-    from kai.demo.botapi.server import BotApi
-    from kai.demo.launcher import Launcher
-
     # a new bot each time: a kept state must not take the stand-in's message and update ids for those of before
     api = BotApi(token=f"{secrets.randbelow(9 * 10**8) + 10**8}:{secrets.token_urlsafe(32)}")
     api.declare_user(USER_ID, first_name=_account())
@@ -123,14 +117,12 @@ async def _demo(directory: Path, text: str | None, *, kept: bool) -> int:
 
 async def _say(api: BotApi, launcher: Launcher, text: str) -> int:
     """One message and its answer, whole and nothing else, on standard output."""
-    from kai.demo.launcher import LauncherError
-
     await launcher.wait_ready("kai-bot", within=READY_WITHIN)
     try:
         said = api.say(USER_ID, text)
         async with asyncio.timeout(ANSWER_WITHIN):
             await api.wait_message(USER_ID, after=said.message_id, timeout=ANSWER_WITHIN)
-            await until_idle(api, launcher)
+            await while_it_lives(launcher, until_idle(api, launcher))
     except ValueError as error:
         raise LauncherError(str(error)) from None
     except TimeoutError:
@@ -144,10 +136,6 @@ async def _say(api: BotApi, launcher: Launcher, text: str) -> int:
 
 async def _chat(api: BotApi, launcher: Launcher, *, kept: bool) -> int:
     """Talk until Ctrl-D, the end of the input, or the end of the bot."""
-    from kai.demo.chat import Chat, at_terminal, by_lines, is_terminal
-    from kai.demo.editor import Editor
-    from kai.demo.screen import Plain, Terminal
-
     editor = Editor()
     face = Terminal(sys.stdout, editor) if is_terminal() else Plain(sys.stdout)
     print(GREETING.format(account=_account(), kept=f"; {launcher.directory} is kept" if kept else ""), flush=True)
@@ -158,32 +146,42 @@ async def _chat(api: BotApi, launcher: Launcher, *, kept: bool) -> int:
         if not chat.interrupt():
             chat.over.set()
 
-    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, interrupted)
-    following = asyncio.create_task(chat.follow())
-    watching = asyncio.create_task(_watch(launcher, chat.over))
-    try:
+    async def talk() -> None:
         if isinstance(face, Terminal):
             await at_terminal(chat, face, editor)
         else:
             await by_lines(chat)
-            if not chat.over.is_set():
-                await until_idle(api, launcher, calm=1.0)
-                chat.catch_up()
+        if not chat.over.is_set():
+            await until_idle(api, launcher, calm=1.0)
+            chat.catch_up()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, interrupted)
+    following = asyncio.create_task(chat.follow())
+    try:
+        await while_it_lives(launcher, talk())
     finally:
         following.cancel()
-        watching.cancel()
-    if not watching.cancelled() and watching.done():
-        watching.result()
     return 0
+
+
+async def while_it_lives(launcher: Launcher, work: Coroutine[Any, Any, None]) -> None:
+    """See the work through. Raises LauncherError with the bot's last words as soon as it has failed for good."""
+    bot = launcher.services["kai-bot"]
+    doing, failing = asyncio.create_task(work), asyncio.create_task(bot.failed.wait())
+    try:
+        await asyncio.wait({doing, failing}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        doing.cancel()
+        failing.cancel()
+        await asyncio.wait({doing, failing})
+    if not doing.cancelled():
+        doing.result()
+    else:
+        raise LauncherError(f"kai-bot: {launcher.status()['kai-bot']}\n{launcher.end_of_log('kai-bot')}".rstrip())
 
 
 async def until_idle(api: BotApi, launcher: Launcher, *, calm: float = 0.05) -> None:
     """Wait until the bot has taken every update, and for `calm` seconds nothing runs, grows, waits or is unsent."""
-    from kai.demo.chat import grows
-    from kai.interfaces import Status
-    from kai.lib.client import Client
-    from kai.lib.varlink import Fault, Unavailable
-
     bot = Client(launcher.runtime / "bot.sock")
     loop = asyncio.get_running_loop()
     busy = loop.time()
@@ -197,15 +195,6 @@ async def until_idle(api: BotApi, launcher: Launcher, *, calm: float = 0.05) -> 
         growing = any(grows(message.text, message.reply_markup) for message in api.messages(USER_ID, history=False))
         if api.state().pending or growing or status.running or status.queued or status.unsent:
             busy = loop.time()
-
-
-async def _watch(launcher: Launcher, over: asyncio.Event) -> None:
-    """End the chat when the bot can't go on. Raises LauncherError with its last words."""
-    from kai.demo.launcher import LauncherError
-
-    await launcher.services["kai-bot"].failed.wait()
-    over.set()
-    raise LauncherError(f"kai-bot {launcher.status()['kai-bot']}\n{launcher.end_of_log('kai-bot')}".rstrip())
 
 
 def _account() -> str:

@@ -79,6 +79,7 @@ class Service:
             path.chmod(0o600)
             listening.listen(128)
         self.notify_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.notify_path.unlink(missing_ok=True)
         self.notify.bind(os.fspath(self.notify_path))
         self.notify_path.chmod(0o600)
         self.loop.add_reader(self.notify, self._told)

@@ -280,6 +280,7 @@ def test_even_killed_it_leaves_no_process(session: Session, place: Path) -> None
 
 
 def sleeps(seconds: int) -> list[str]:
+    """What runs of a command whose length is its name."""
     found = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout.splitlines()
     return [line for line in found if line.strip() == f"sleep {seconds}"]
 

@@ -1,0 +1,5 @@
+"""`python -m kai …` is `kai …`."""
+
+from kai.cli.main import main
+
+main()
