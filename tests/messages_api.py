@@ -18,9 +18,11 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import json
 import re
 import signal
+import socket
 import sys
 import threading
 import time
@@ -36,7 +38,11 @@ KEPT = 1000  # requests in the log
 SHOWN = 4000  # characters of any one text in the log
 PIECE = 12  # characters of one text_delta
 
-_REMINDER = re.compile(r"<system-reminder>.*?</system-reminder>\s*", re.DOTALL)
+_NOT_SAID = re.compile(  # what the client puts among the user's words
+    r"<(?P<tag>system-reminder|command-[a-z]+|local-command-[a-z]+)>.*?</(?P=tag)>"
+    r"|\[Request interrupted by user[^\]]*\]",
+    re.DOTALL,
+)
 _CONVENTION = re.compile(
     r"^(?:(?P<name>say|run|fail):[ ]?|slow:[ ]?(?P<seconds>[0-9.]+)[ ]|(?P<word>echo-system|echo-history|hang)$)",
     re.MULTILINE,
@@ -133,8 +139,7 @@ class MessagesAPI:
         self.rules = list(rules)
         self.requests: collections.deque[Request] = collections.deque(maxlen=KEPT)
         self.closing = threading.Event()
-        self._server = _Server(("127.0.0.1", port), _Handler)
-        self._server.api = self
+        self._server = _Server(self, port)
         self.address = f"http://127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
         self._thread.start()
@@ -148,11 +153,12 @@ class MessagesAPI:
         self.close()
 
     def close(self) -> None:
-        """Ends the answers under way and gives the port back."""
+        """Breaks off the answers under way and gives the port back."""
         self.closing.set()
         self._server.shutdown()
-        self._server.server_close()
         self._thread.join()
+        self._server.hang_up()
+        self._server.server_close()
 
     def decide(self, turn: Turn) -> Reply:
         """What the script answers: the first rule that has an answer, else the conventions."""
@@ -176,8 +182,8 @@ def by_convention(turn: Turn) -> Reply:
         case "run":
             return Tool("Bash", {"command": rest, "description": "What the user asked for"})
         case "fail":
-            status = rest.split()[0] if rest else ""
-            return Error(int(status)) if status.isdigit() else Error(400, f"fail: what status is {rest!r}?")
+            known = rest.isdigit() and 400 <= int(rest) < 600
+            return Error(int(rest)) if known else Error(400, f"fail: {rest!r} is not an error's status")
         case "echo-system":
             return Text(turn.system or "(no system prompt)")
         case "echo-history":
@@ -193,14 +199,13 @@ def read_turn(body: dict[str, Any]) -> Turn:
     texts: list[str] = []
     result: str | None = None
     for message in body["messages"]:
-        if message["role"] != "user":
-            continue
-        blocks = _blocks(message["content"])
-        results = [_plain(block.get("content") or "") for block in blocks if block["type"] == "tool_result"]
-        result = "\n".join(results) if results else None
-        said = [_REMINDER.sub("", block["text"]).strip() for block in blocks if block["type"] == "text"]
-        if not results and any(said):
-            texts.append([text for text in said if text][-1])
+        for block in _blocks(message["content"]) if message["role"] == "user" else []:
+            if block["type"] == "tool_result":
+                result = _plain(block.get("content") or "")
+            elif block["type"] == "text" and (said := _NOT_SAID.sub("", block["text"]).strip()):
+                # Words after a result, as when a tool was interrupted, are what has to be answered now.
+                texts.append(said)
+                result = None
     return Turn(
         user=texts[-1] if texts else "",
         tool_result=result,
@@ -277,8 +282,27 @@ def _cut(value: Any) -> Any:
 
 
 class _Server(ThreadingHTTPServer):
-    daemon_threads = True
+    daemon_threads = False  # so that server_close waits for them
     api: MessagesAPI
+
+    def __init__(self, api: MessagesAPI, port: int) -> None:
+        self.api = api
+        self._open: set[socket.socket] = set()
+        super().__init__(("127.0.0.1", port), _Handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._open.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._open.discard(request)
+        super().shutdown_request(request)
+
+    def hang_up(self) -> None:
+        """Ends the connections that clients keep for their next request."""
+        for connection in list(self._open):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that goes away in mid-answer is what tests do; anything else is a fault of this file."""
@@ -304,11 +328,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _get(self) -> None:
         path = urlsplit(self.path).path
+        self._note(keep=path != "/_log")
         if path == "/_log":
             self._json(200, [asdict(request) for request in list(self.server.api.requests)])
-            return
-        self._note()
-        if path == "/":
+        elif path == "/":
             self._json(200, {"status": "ok"})
         else:
             self._error(404, f"Not Found: {path}")
@@ -333,6 +356,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._json(200, {"input_tokens": _tokens(raw)})
             return
         reply = self._side_answer(body) or self.server.api.decide(read_turn(body))
+        if isinstance(reply, Tool) and reply.name not in (
+            offered := [tool.get("name") for tool in body.get("tools", [])]
+        ):
+            reply = Text(
+                f"The script asks for the tool {reply.name}, but was offered only: {', '.join(offered) or 'none'}"
+            )
         self.seen.answer = type(reply).__name__
         match reply:
             case Error():
@@ -386,7 +415,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._event("ping")
                 for number, piece in enumerate(pieces):
                     if number and self.server.api.closing.wait(reply.seconds / (len(pieces) - 1)):
-                        break
+                        raise ConnectionAbortedError("The stand-in ends.")
                     self._event("content_block_delta", index=0, delta={"type": "text_delta", "text": piece})
             case Tool():
                 block = {"type": "tool_use", "id": f"toolu_{message['id']}", "name": reply.name, "input": {}}
@@ -396,8 +425,8 @@ class _Handler(BaseHTTPRequestHandler):
                     delta = {"type": "input_json_delta", "partial_json": piece}
                     self._event("content_block_delta", index=0, delta=delta)
         self._event("content_block_stop", index=0)
-        delta = {"stop_reason": _stop_reason(reply), "stop_sequence": None}
-        self._event("message_delta", delta=delta, usage={"output_tokens": 20})
+        ended = {"stop_reason": _stop_reason(reply), "stop_sequence": None}
+        self._event("message_delta", delta=ended, usage={"output_tokens": 20})
         self._event("message_stop")
         self.wfile.write(b"0\r\n\r\n")
         self.seen.finished = True
@@ -418,10 +447,11 @@ class _Handler(BaseHTTPRequestHandler):
         event = f"event: {kind}\ndata: {json.dumps({'type': kind} | data)}\n\n".encode()
         self.wfile.write(b"%x\r\n%s\r\n" % (len(event), event))
 
-    def _note(self) -> None:
+    def _note(self, *, keep: bool = True) -> None:
         headers = {name.lower(): value for name, value in self.headers.items()}
         self.seen = Request(self.command, self.path, headers)
-        self.server.api.requests.append(self.seen)
+        if keep:
+            self.server.api.requests.append(self.seen)
 
     def _error(self, status: int, message: str) -> None:
         self.seen.answer = f"Error: {message}"
@@ -436,12 +466,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
-        if hasattr(self, "seen"):
-            self.seen.status, self.seen.finished = status, True
+        self.seen.status, self.seen.finished = status, True
 
 
 def _message(model: str, tokens: int, number: int) -> dict[str, Any]:
-    usage: dict[str, int] = {"input_tokens": tokens, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 0, "output_tokens": 1}
+    usage = {"input_tokens": tokens, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 0, "output_tokens": 1}
     return {
         "id": f"msg_{number:024d}",
         "type": "message",

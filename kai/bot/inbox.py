@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from kai.bot.message import Body
+from kai.bot.message import Body, stop_button
 from kai.bot.tables import (
     DEDUP_WINDOW,
     INBOX_COLUMNS,
@@ -159,7 +159,7 @@ def add_placeholder(db: sqlite3.Connection, row: InboxRow) -> OutboxRow:
     db.execute(
         "INSERT OR IGNORE INTO outbox (caller, key, inbox, user, chat, kind, body, state, changed) "
         "VALUES ('kai-bot', ?, ?, ?, ?, 'placeholder', ?, 'stored', ?)",
-        (f"{row.turn}/placeholder", row.id, row.user, row.chat, Body("⏳").encode(), now()),
+        (f"{row.turn}/placeholder", row.id, row.user, row.chat, Body("⏳", buttons=[stop_button(row.turn)]).encode(), now()),
     )
     query = f"SELECT {OUTBOX_COLUMNS} FROM outbox WHERE inbox = ? AND kind = 'placeholder'"
     return OutboxRow(*db.execute(query, (row.id,)).fetchone())

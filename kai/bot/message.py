@@ -29,6 +29,10 @@ class Body(msgspec.Struct, frozen=True, omit_defaults=True):
         return msgspec.json.encode(self).decode()
 
 
+def stop_button(turn: str) -> Button:
+    return Button("⏹ Stop", f"stop:{turn}")
+
+
 def decode(body: str) -> Body:
     return msgspec.json.decode(body, type=Body)
 

@@ -18,6 +18,8 @@ from kai.lib.store import StoreError
 REFUSED_PERIOD = 60.0
 """Seconds between two tries while Telegram refuses the token: nothing changes faster than an operator."""
 CONFLICT_PERIOD = 5.0
+HEADSTART = 0.02
+"""Seconds that new turns get before the next poll takes the processor: the acknowledgement can wait, people can't."""
 logger = logging.getLogger(__name__)
 
 
@@ -42,6 +44,7 @@ class Polling:
                     rows = await self.inbox.receive(self.intake.sort(self.api.parse(updates)), offset)
                     self.offset = offset
                     self.take(rows)
+                    await asyncio.sleep(HEADSTART)
                 self.say("polling")
                 waits, patience = delays(), POLL_TIMEOUT
                 continue

@@ -17,8 +17,9 @@ from kai.lib.client import Client, delays
 from kai.lib.store import StoreError
 from kai.lib.varlink import Busy, Fault, Misconfigured, Unavailable
 
-TYPING_PERIOD = 4.0
-"""Seconds between two typing actions: Telegram shows one for five."""
+TYPING_DELAY, TYPING_PERIOD = 0.02, 4.0
+"""Seconds before the first typing action, so that the placeholder goes first, and between two: Telegram shows one for
+five."""
 logger = logging.getLogger(__name__)
 
 
@@ -36,16 +37,16 @@ class Turn:
 
         Returns the agent's journal, where it was asked for, so that the next turn needs no question.
         """
-        typing = asyncio.create_task(self._typing())
+        self.typing: asyncio.Task[None] | None = None
         journal = None
         try:
             if self.row.state == "queued":
                 journal = await self._persist_hello()
                 await self.inbox.run(self.row, journal)
-            await self._placeholder()
             done = await self._follow(rejoin=rejoin)
         finally:
-            typing.cancel()
+            if self.typing:
+                self.typing.cancel()
             self.sender.finished(self.row.chat, self.row.id)
         self.sender.put(*await self._store(done))
         return journal
@@ -75,6 +76,11 @@ class Turn:
                 await asyncio.sleep(delay)
         raise AssertionError("delays never end")
 
+    async def _begin_to_show(self) -> None:
+        if self.typing is None:
+            self.typing = asyncio.create_task(self._typing())
+        await self._placeholder()
+
     async def _placeholder(self) -> None:
         """Have the turn's first message sent, unless it was."""
         if self.placed:
@@ -92,7 +98,8 @@ class Turn:
         waits = delays()
         while True:
             try:
-                async with aclosing(self.agent.stream(call)) as events:
+                async with aclosing(await self.agent.open(call)) as events:
+                    await self._begin_to_show()  # not before: the agent is to have its prompt first
                     async for event in events:
                         if event.kind == "done":
                             return event
@@ -126,10 +133,11 @@ class Turn:
         logger.warning("waits for the agent: %s", error)
         if isinstance(error, Misconfigured):
             self.view.trouble = f"⚠ The agent can't start yet; this message waits. {error}"
-            await self._placeholder()
+            await self._begin_to_show()
             self.sender.show(self.row.chat, self.row.id, self.view.growing)
 
     async def _typing(self) -> None:
+        await asyncio.sleep(TYPING_DELAY)
         while True:
             began = now()
             try:

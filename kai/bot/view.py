@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from kai.bot.markdown import Text, length, render_partial
-from kai.bot.message import Body, Button, bodies, body, plain
+from kai.bot.message import Body, bodies, body, plain, stop_button
 from kai.bot.split import split
 from kai.bot.tables import InboxRow
 from kai.interfaces import Event
@@ -42,7 +42,7 @@ class View:
         if length(shown[0].text) > room:
             shown = split(shown[0], room)[-1:]
         joined = f"{shown[0].text}\n\n{status}" if shown[0].text else status
-        return body(Text(joined, shown[0].entities), [Button("⏹ Stop", f"stop:{self.row.turn}")])
+        return body(Text(joined, shown[0].entities), [stop_button(self.row.turn)])
 
     def _status(self) -> str:
         elapsed = time.monotonic() - self.began

@@ -31,25 +31,36 @@ class Client:
     async def call(self, call: Call[R], *, timeout: float = 30.0) -> R:
         """The answer. Waits at most `timeout` seconds, then raises Unavailable."""
         try:
-            async with asyncio.timeout(timeout), aclosing(self._exchange(call, more=False)) as answers:
+            async with asyncio.timeout(timeout), aclosing(self._answers(call, *await self._send(call, more=False))) as answers:
                 async for answer in answers:
                     return answer
         except TimeoutError:
             raise Unavailable(f"{self.path}: no answer to {call.NAME} within {timeout:g} s") from None
         raise Unavailable(f"{self.path}: no answer to {call.NAME}")
 
-    def stream(self, call: Call[R]) -> AsyncGenerator[R, None]:
-        """The answers as they come, for as long as they come. Close the generator to end the call."""
-        return self._exchange(call, more=True)
+    async def open(self, call: Call[R]) -> AsyncGenerator[R, None]:
+        """Send a call that is answered by a stream; returns when it is sent. Close the generator to end the call."""
+        return self._answers(call, *await self._send(call, more=True))
 
-    async def _exchange(self, call: Call[R], *, more: bool) -> AsyncGenerator[R, None]:
+    async def stream(self, call: Call[R]) -> AsyncGenerator[R, None]:
+        """`open`, sent when the first answer is asked for."""
+        async with aclosing(await self.open(call)) as answers:
+            async for answer in answers:
+                yield answer
+
+    async def _send(self, call: Call[R], *, more: bool) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         try:
             reader, writer = await asyncio.open_unix_connection(self.path, limit=MAX_MESSAGE)
         except OSError as error:
             raise Unavailable(f"{self.path}: {error.strerror or error}") from None
+        parameters = msgspec.Raw(msgspec.json.encode(call))
+        writer.write(encode(Request(method=call.NAME, parameters=parameters, more=more)))
+        return reader, writer
+
+    async def _answers(
+        self, call: Call[R], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> AsyncGenerator[R, None]:
         try:
-            parameters = msgspec.Raw(msgspec.json.encode(call))
-            writer.write(encode(Request(method=call.NAME, parameters=parameters, more=more)))
             await writer.drain()
             while True:
                 message = await read_message(reader)

@@ -22,6 +22,7 @@ from kai.demo.launcher import Launcher
 
 TOKEN = "1234567:bench-token-that-is-long-enough"
 ALICE = 1001
+PARTS: list[tuple[float, float]] = []
 
 
 @contextmanager
@@ -56,6 +57,7 @@ def one(client: ControlClient, times: Path, text: str, *, cold: bool = False) ->
             final = final or call.at
     row = next(r for r in map(json.loads, reversed(times.read_text().splitlines())) if r["text"] == text)
     own_start = row["ready"] - row["began"] if cold else 0.0
+    PARTS.append((row["prompt"] - handed, final - row["result"]))
     return float(row["prompt"] - handed - own_start + final - row["result"])
 
 
@@ -85,6 +87,8 @@ async def main(warm: int, cold: int) -> None:
             await asyncio.to_thread(one, client, times, "first")
             samples = [await asyncio.to_thread(one, client, times, f"warm-{n}.") for n in range(warm)]
             show("warm delay", samples)
+            show("warm delay: handed out to prompt", [p for p, _ in PARTS[-warm:]])
+            show("warm delay: result to Telegram", [r for _, r in PARTS[-warm:]])
             evicted = []
             for number in range(cold):
                 await launcher.wait_exit("kai-agent@alice", within=30)
