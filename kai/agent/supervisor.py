@@ -80,6 +80,8 @@ class Supervisor:
         self.backend: AgentBackend | None = None
         self.backend_cost = 0.0
         self.idle: asyncio.TimerHandle | None = None
+        self.interruption: asyncio.Task[None] | None = None
+        self.closing: asyncio.Task[None] | None = None
         self.retiring = False
         self.state = "idle"
 
@@ -314,6 +316,10 @@ class Supervisor:
             live, work = self.current, self.work
             patience = self.settings().drain
             self.daemon.status(f"draining: turn {live.id} has {patience:g} s to finish")
+            longest = patience + 4 * INTERRUPT_PATIENCE
+            self.daemon.notify(
+                f"EXTEND_TIMEOUT_USEC={int(longest * 1e6)}"
+            )  # the unit's own limit is for the usual drain
             done, _ = await asyncio.wait({work}, timeout=patience)
             if not done:
                 live.stop_asked = True

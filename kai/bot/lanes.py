@@ -10,6 +10,7 @@ from pathlib import Path
 
 from kai.bot.api import Api
 from kai.bot.inbox import Inbox
+from kai.bot.message import plain
 from kai.bot.outbox import Outbox
 from kai.bot.places import Places
 from kai.bot.sender import Sender
@@ -120,6 +121,9 @@ class Lanes:
                 dropped += 1
                 if one is lane.running and lane.running_task:
                     lane.running_task.cancel()
+                    if await self.outbox.placeholder(one.id):  # it showed what it waited for
+                        dropped_note = [plain("⏹ Dropped before it began.")]
+                        self.sender.put(*await self.outbox.answer(one, "dropped", dropped_note))
         self.places.moves(user, lane.running, lane.waiting)
         return dropped
 

@@ -35,9 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     need_root("kai logs")
     if not TURN.fullmatch(arguments.turn):
         raise Failure(f"{arguments.turn} is no turn id: expected BOT.UPDATE, such as 123456.789")
-    accounts = [
-        p.pw_uid for p in pwd.getpwall() if p.pw_name in UNIT_ACCOUNTS or p.pw_name.startswith(SUPERVISOR_PREFIX)
-    ]
+    own = [p for p in pwd.getpwall() if p.pw_name in UNIT_ACCOUNTS or p.pw_name.startswith(SUPERVISOR_PREFIX)]
     found = subprocess.run(
         ["journalctl", "-q", "-o", "json", f"KAI_TURN={arguments.turn}", *(f"_UID={p.pw_uid}" for p in own)],
         stdout=subprocess.PIPE,

@@ -9,7 +9,7 @@ import pytest
 from tests.machine.base_root import SUITES
 from tests.machine.container import Machine
 
-_SECONDS = 900  # the first test of a run may install the host's tools and build a base root
+_SECONDS = 1200  # the first test of a run may install the host's tools and build a base root
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -15,14 +15,13 @@ _USAGE = "tests/machine/boot [bookworm|trixie] [-- COMMAND…]"
 
 def main(arguments: list[str]) -> int:
     """Returns the exit code of the command or the shell; 1 when the container could not be had, 2 for bad usage."""
-    suite, command = SUITES[0], []
+    suite = SUITES[0]
     if arguments and arguments[0] != "--":
         suite = arguments.pop(0)
-    if arguments:
-        if arguments[0] != "--" or suite not in SUITES:
-            print(f"usage: {_USAGE}", file=sys.stderr)
-            return 2
-        command = arguments[1:]
+    if suite not in SUITES or arguments[:1] not in ([], ["--"]):
+        print(f"usage: {_USAGE}", file=sys.stderr)
+        return 2
+    command = arguments[1:]
     signal.signal(signal.SIGTERM, _leave)
     try:
         with Machine.create(suite) as machine:

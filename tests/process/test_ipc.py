@@ -27,7 +27,6 @@ from kai.lib.varlink import (
     Unavailable,
 )
 
-
 OPEN: list[socket.socket] = []
 
 

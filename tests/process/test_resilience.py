@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 
 from kai.demo.botapi.faults import Fault
-from kai.demo.launcher import offline_agent
 from kai.interfaces import Deliver, Hello, Retire, Start
 from kai.lib.client import Client, persist
 from kai.lib.varlink import InvalidParameter, Misconfigured
 
-from .conftest import ALICE, TOKEN, Stage, Stages
+from .conftest import TOKEN, Stage, Stages
 
 AGENT = "kai-agent@alice"
 
@@ -290,9 +289,15 @@ async def test_a_bot_that_cannot_work_says_why_and_exits_78(
     assert not (stage.launcher.runtime / "bot.sock").exists(), "its socket goes down with it"
 
 
-async def test_a_queue_of_another_bot_stays_as_it_is(stages: Stages, tmp_path: Path) -> None:
-    stage: Stage = await stages()
-    stage.say("! echo first-bot")
-    await stage.answer("first-bot")
-    assert ALICE
-    assert offline_agent(tmp_path)
+async def test_a_message_that_waits_for_a_repair_can_be_dropped(stage: Stage) -> None:
+    users = stage.launcher.directory / "etc/users.yaml"
+    good = users.read_text()
+    users.write_text("users: nonsense\n")
+    stage.say("! echo never")
+    await stage.growing("users.yaml")
+    stage.say("/stop")
+    await stage.answer("Dropped before it began")
+    users.write_text(good)
+    stage.say("! echo later")
+    await stage.answer("later", timeout=30)
+    assert not any("never" in text or "can't start yet" in text for text in stage.shown())
