@@ -156,10 +156,11 @@ def _row(db: sqlite3.Connection, row_id: int) -> InboxRow:
 
 def add_placeholder(db: sqlite3.Connection, row: InboxRow) -> OutboxRow:
     """The outbox row of a turn's first message precedes the message; the final text comes into it by edit."""
+    body = Body("⏳", buttons=[stop_button(row.turn)])
     db.execute(
         "INSERT OR IGNORE INTO outbox (caller, key, inbox, user, chat, kind, body, state, changed) "
         "VALUES ('kai-bot', ?, ?, ?, ?, 'placeholder', ?, 'stored', ?)",
-        (f"{row.turn}/placeholder", row.id, row.user, row.chat, Body("⏳", buttons=[stop_button(row.turn)]).encode(), now()),
+        (f"{row.turn}/placeholder", row.id, row.user, row.chat, body.encode(), now()),
     )
     query = f"SELECT {OUTBOX_COLUMNS} FROM outbox WHERE inbox = ? AND kind = 'placeholder'"
     return OutboxRow(*db.execute(query, (row.id,)).fetchone())

@@ -31,9 +31,11 @@ class Client:
     async def call(self, call: Call[R], *, timeout: float = 30.0) -> R:
         """The answer. Waits at most `timeout` seconds, then raises Unavailable."""
         try:
-            async with asyncio.timeout(timeout), aclosing(self._answers(call, *await self._send(call, more=False))) as answers:
-                async for answer in answers:
-                    return answer
+            async with asyncio.timeout(timeout):
+                connection = await self._send(call, more=False)
+                async with aclosing(self._answers(call, *connection)) as answers:
+                    async for answer in answers:
+                        return answer
         except TimeoutError:
             raise Unavailable(f"{self.path}: no answer to {call.NAME} within {timeout:g} s") from None
         raise Unavailable(f"{self.path}: no answer to {call.NAME}")

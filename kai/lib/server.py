@@ -11,6 +11,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from typing import Any, cast
 
 import msgspec
@@ -37,6 +38,8 @@ from kai.lib.varlink import (
     read_message,
 )
 
+MISCONFIGURED_LIFE = 3.0
+"""Seconds that a daemon answers `Misconfigured` before it leaves: well over systemd's limit of 20 starts in 2 s."""
 logger = logging.getLogger(__name__)
 Emit = Callable[[Any], Awaitable[None]]
 PlainHandler = Callable[[Peer, Any], Awaitable[msgspec.Struct]]
@@ -247,4 +250,8 @@ async def misconfigured(
     logger.error("%s", message)
     Server(daemon, socket_name, peers, dict.fromkeys(methods, unused), misconfigured=message)
     daemon.ready(f"misconfigured: {message}")
-    await daemon.until_done(idle_after=5)
+    with suppress(TimeoutError):
+        # However many clients keep asking: only the next start reads a repaired configuration.
+        await asyncio.wait_for(daemon.until_done(), MISCONFIGURED_LIFE)
+    for let_go in daemon.on_idle:
+        let_go()

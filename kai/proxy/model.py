@@ -283,7 +283,10 @@ class ModelDoor:
             try:
                 if answer.is_redirect:
                     raise Refused(502, f"{self.host} redirects to another address: set proxy.model.url in kai.yaml")
-                await caller.head(answer.status_code, self._masked(passed_on(answer.headers.raw, NOT_DOWN)))
+                headers = self._masked(passed_on(answer.headers.raw, NOT_DOWN))
+                if answer.status_code == 401:  # the same key again helps nobody; agents would try for a while
+                    headers.append((b"x-should-retry", b"false"))
+                await caller.head(answer.status_code, headers)
                 async for chunk in answer.aiter_raw():
                     await caller.send(chunk)
                 await caller.end()
