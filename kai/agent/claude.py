@@ -13,7 +13,6 @@ import logging
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import suppress
-from typing import Any
 
 import msgspec
 
@@ -26,7 +25,7 @@ from kai.lib import log
 SLOWEST_START = 30.0
 """Seconds until the answer to `initialize`; 0.3 is usual."""
 LAST_WORDS = 2.0
-"""Seconds between the end of the output and the end of the process."""
+"""Seconds between the end of the output and the process's, or between the end of a turn and its result."""
 FLAGS = (
     *("-p", "--input-format", "stream-json", "--output-format", "stream-json"),
     *("--verbose", "--include-partial-messages"),
@@ -42,6 +41,7 @@ ENVIRONMENT = {
     "ENABLE_TOOL_SEARCH": "false",
 }
 NO_SESSION = ("No conversation found with session ID", "--resume requires a valid session ID")
+TOO_LONG = f"The agent's answer had a line of more than {MAX_LINE >> 20} MiB."
 logger = logging.getLogger(__name__)
 
 
@@ -122,6 +122,7 @@ class ClaudeBackend(AgentBackend):
     def __init__(self) -> None:
         self._process: AgentProcess | None = None
         self._reading: asyncio.Task[None] | None = None
+        self._waiting: asyncio.Task[None] | None = None
         self._turn: _Turn | None = None
         self._meter = Meter(resumed=False)
         self._told_cost = 0.0
@@ -176,9 +177,7 @@ class ClaudeBackend(AgentBackend):
             yield Event(kind="done", outcome="failed", error="The agent is not running.")
             return
         turn = self._turn = _Turn(begun=not (self._own_turn or self._lifecycle))
-        content: Any = [{"type": "text", "text": piece.text} for piece in prompt]
-        if len(content) == 1:
-            content = content[0]["text"]  # a command of the CLI's own, like /compact, is one only like this
+        content = [{"type": "text", "text": piece.text} for piece in prompt]
         self._send({"type": "user", "uuid": turn.uuid, "message": {"role": "user", "content": content}})
         try:
             while True:
@@ -203,6 +202,8 @@ class ClaudeBackend(AgentBackend):
         if self._reading:
             await asyncio.wait({self._reading}, timeout=LAST_WORDS)
             self._reading.cancel()
+        if self._waiting:
+            self._waiting.cancel()
 
     # ---- what the agent says ----
 
@@ -266,22 +267,31 @@ class ClaudeBackend(AgentBackend):
             await turn.tell(event)
 
     async def _step(self, command: str, state: str) -> None:
-        """How far the CLI is with a message. `started` comes before its turn, the last state after its result."""
+        """How far the CLI is with a message."""
         self._lifecycle = True
         turn = self._turn
         if turn is None or command != turn.uuid:
             return
         if state == "started":
             turn.begun, self._own_turn = True, False
+            if self._session:  # a message that the CLI takes into a turn of its own gets no init
+                await self._started(turn)
             if turn.interrupting:  # the first one met the turn that ours waited for
                 self._control("interrupt")
         elif state in ("completed", "cancelled", "discarded", "refused"):
-            if turn.interrupting:
-                await self._end(turn, Event(kind="done", outcome="interrupted"))
-            elif turn.skipped:
-                await self._fail(turn, f"The agent's answer had a line of more than {MAX_LINE >> 20} MiB.")
-            else:
-                await self._fail(turn, f"The agent ended the turn without a result ({state}).")
+            self._waiting = asyncio.create_task(self._without_result(turn, state))
+
+    async def _without_result(self, turn: _Turn, state: str) -> None:
+        """The CLI is done with our message. Its result comes about now, or it was too long to read, or never."""
+        await asyncio.sleep(LAST_WORDS)
+        if self._turn is not turn:
+            return
+        if turn.interrupting:
+            await self._end(turn, Event(kind="done", outcome="interrupted"))
+        elif turn.skipped:
+            await self._fail(turn, TOO_LONG)
+        else:
+            await self._fail(turn, f"The agent ended the turn without a result ({state}).")
 
     async def _result(self, message: Message) -> None:
         self._meter.add(message)
@@ -324,7 +334,7 @@ class ClaudeBackend(AgentBackend):
             self._turn.skipped = True
             if not self._lifecycle:  # it may have been the result, and nothing else would tell
                 turn, self._own_turn = self._turn, True
-                await self._fail(turn, f"The agent's answer had a line of more than {MAX_LINE >> 20} MiB.")
+                await self._fail(turn, TOO_LONG)
 
     def _not_json(self, line: bytes) -> None:
         if not self._garbage:

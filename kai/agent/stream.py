@@ -29,6 +29,7 @@ _SHOWN = {
     "Grep": "pattern",
     "WebFetch": "url",
     "WebSearch": "query",
+    "Agent": "description",
     "Task": "description",
 }
 Message = dict[str, Any]

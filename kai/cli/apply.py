@@ -80,7 +80,7 @@ def _not_his(user: User, host: Host) -> Iterator[str]:
             yield f"{wanted.path} is not a directory: move it away and apply again"
         elif owner is None or status.st_uid != owner.pw_uid:
             yield (
-                f"{wanted.path} belongs to uid {status.st_uid}, expected {wanted.owner}: did the user's account change? "
+                f"{wanted.path} belongs to uid {status.st_uid}, expected {wanted.owner}: has his account changed? "
                 f"Kai doesn't pass files on to another account; `mv {wanted.path} {wanted.path}.old` keeps them, "
                 "then apply again"
             )
@@ -159,10 +159,11 @@ def _accounts(users: Sequence[User], host: Host) -> list[Step]:
 def _directories(users: Sequence[User], host: Host) -> list[Step]:
     wanted = [each for user in users for each in accounts.directories_of(user, _work_group(user, host))]
     steps = _file(host, accounts.TMPFILES, accounts.tmpfiles(wanted))
+    new = {each.path for each in wanted if host.stat(each.path) is None}
     missing = [
-        f"{'make' if host.stat(each.path) is None else 'correct'} the directory {each.path}"
+        f"{'make' if each.path in new else 'correct'} the directory {each.path}"
         for each in wanted
-        if not _is_right(each, host)
+        if not _is_right(each, host) and each.path.parent not in new
     ]
     if missing:
         make = _call(host, "systemd-tmpfiles", "--create", str(accounts.TMPFILES))

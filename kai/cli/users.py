@@ -16,6 +16,7 @@ from kai.cli.fail import Failure, need_root
 from kai.cli.host import Host
 from kai.cli.paths import config_dir
 from kai.config import Config, ConfigError, User, load
+from kai.config.source import parse, read
 
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -50,21 +51,28 @@ def run_list(_: argparse.Namespace) -> int:
 def run_add(arguments: argparse.Namespace) -> int:
     need_root("kai users add")
     file = config_dir() / "users.yaml"
-    others = _load_if_any(file)
+    config = _load_if_any(file)
+    new = User(telegram_id=arguments.id, name=arguments.name, os_user=arguments.os_user)
+    if config is not None:  # before the file says it: an entry that can't be applied is none
+        others = tuple(user for user in config.users if user.name != new.name)
+        _refuse(apply.faults(msgspec.structs.replace(config, users=(*others, new)), Host()))
     entry = {
         "telegram_id": arguments.id,
         "name": arguments.name,
         "role": "admin" if arguments.admin else None,
         "os_user": arguments.os_user,
     }
-    new = User(telegram_id=arguments.id, name=arguments.name, os_user=arguments.os_user)
-    known = [user for user in others.users if user.name != new.name] if others else []
-    if others is not None:  # before the file says it: an entry that can't be applied is none
-        _refuse(apply.faults(msgspec.structs.replace(others, users=(*known, new)), Host()))
+    before = file.read_bytes() if file.exists() else None
     try:
         usersfile.add(file, entry)
     except ConfigError as error:
         raise Failure(str(error)) from None
+    if config is None:  # the first user: only now is there a configuration to check
+        try:
+            _refuse(apply.faults(_load(), Host()))
+        except Failure:
+            file.unlink() if before is None else file.write_bytes(before)
+            raise
     print(f"add {arguments.name} ({arguments.id}) to {file}")
     return _apply(dry_run=False)
 
@@ -121,14 +129,17 @@ def _load() -> Config:
 
 def _load_if_any(file: Path) -> Config | None:
     """The configuration as it is; None when this is the first user. Raises Failure for one with faults."""
-    if file.exists():
-        return _load()
-    try:
-        config = load(config_dir())
-    except ConfigError:
+    text = read(file)
+    if text is None:
+        try:
+            ids = ", ".join(str(user.telegram_id) for user in load(config_dir()).users)
+        except ConfigError:
+            return None
+        raise Failure(f"kai.yaml admits {ids} by allowed_user_ids, which {file} would replace: list them there first")
+    content = parse(text, str(file))
+    if isinstance(content, dict) and content.get("users") in (None, []):
         return None
-    ids = ", ".join(str(user.telegram_id) for user in config.users)
-    raise Failure(f"kai.yaml admits {ids} by allowed_user_ids, which {file} would replace: list them all there first")
+    return _load()
 
 
 def _state(user: User, host: Host) -> str:

@@ -45,15 +45,20 @@ Write a message. `help` tells what the agent can do, /help what Kai can. `! ls -
 """
 
 
-def main(argv: list[str] | None = None) -> int:
-    """`kai demo`. Exit status: 0, or 1 with the reason on standard error; 2 for wrong options."""
+def options() -> argparse.ArgumentParser:
+    """The options of `kai demo`."""
     parser = argparse.ArgumentParser(
         prog="kai demo",
         description="Runs Kai's daemons under your own account, with stand-ins for Telegram and the agent.",
     )
     parser.add_argument("--say", metavar="TEXT", help="send one message, print the answer, and leave")
     parser.add_argument("--keep", metavar="DIR", type=Path, help="keep configuration, state and logs in this directory")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`kai demo`. Exit status: 0, or 1 with the reason on standard error; 2 for wrong options."""
+    arguments = options().parse_args(argv)
     try:
         standard_streams()
         refuse_where_installed()

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import socket
 
-from kai.config import ConfigError, load
+from kai.config import Config, ConfigError, load
 from kai.lib import credentials, daemon
 from kai.lib.daemon import Daemon
 from kai.lib.listener import Listener
@@ -39,6 +39,14 @@ def main() -> None:
 async def serve(d: Daemon) -> None:
     peers, door = _prepare(d)
     listener = Listener(d, "model", door.handle, peers)
+
+    def reread() -> None:
+        config = load(d.config_dir)  # broken: what was read before stays in force
+        peers.inner = _accounts(config)
+        if door.refusal or config.kai.proxy.model.url != door.url:
+            d.stopping.set()  # the next call starts it anew
+
+    d.on_reload.append(reread)
     d.ready(door.refusal or f"model door to {door.host}")
     await d.until_done(idle_after=IDLE_BROKEN if door.refusal else IDLE)
     listener.let_go()
@@ -47,24 +55,32 @@ async def serve(d: Daemon) -> None:
     await door.close()
 
 
+def _accounts(config: Config) -> dict[str, str]:
+    return {user.work_account: user.name for user in config.users}
+
+
 def _prepare(d: Daemon) -> tuple[Peers, ModelDoor]:
-    """Who may call, and the door; one that answers every call with the reason when it can't work."""
+    """Who may call, and the door: one that answers every call with the reason when it can't work."""
     try:
         config = load(d.config_dir)
     except ConfigError as error:
         logger.error("%s", error)
-        told = "kai-proxy: its configuration can't be used; the operator finds the reason by `kai check`"
-        return Admitted(), ModelDoor("http://none", "", refusal=told)
-    peers = Peers({user.work_account: user.name for user in config.users}, one_uid=d.one_uid)
+        told = "its configuration can't be used; the operator finds the reason by `kai check`"
+        return Admitted(), ModelDoor("http://none", "", refusal=f"kai-proxy: {told}")
+    peers = Peers(_accounts(config), one_uid=d.one_uid)
     url = config.kai.proxy.model.url
     try:
-        key = credentials.read("kai-model-key")
-        if not (key.isascii() and key.isprintable() and " " not in key):
-            raise Misconfigured("credential kai-model-key: expected one line that holds the key and nothing else")
-        return peers, ModelDoor(url, key)
+        return peers, ModelDoor(url, _key())
     except Misconfigured as error:
         logger.error("%s", error)
         return peers, ModelDoor(url, "", refusal=f"kai-proxy: {error}")
+
+
+def _key() -> str:
+    key = credentials.read("kai-model-key")
+    if not (key.isascii() and key.isprintable() and " " not in key):
+        raise Misconfigured("credential kai-model-key: expected one line that holds the key and nothing else")
+    return key
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import re
 import socket
 import ssl
@@ -222,31 +223,36 @@ class ModelDoor:
 
     async def handle(self, connection: socket.socket, peer: Peer) -> None:
         """One connection. Who isn't an inner agent gets no answer at all."""
-        if INNER not in peer.roles:
-            logger.warning("refused a call of %s", peer)
-            return
-        reader, writer = await asyncio.open_unix_connection(sock=connection, limit=CHUNK)
-        caller = Caller(reader, writer)
-        began = time.monotonic()
-        what = "-"
-        try:
+        with log.fields(KAI_USER=peer.user):
+            if INNER not in peer.roles:
+                logger.warning("refused a call of %s", peer)
+                return
+            reader, writer = await asyncio.open_unix_connection(sock=connection, limit=CHUNK)
+            caller = Caller(reader, writer)
             try:
-                request = await caller.request()
-                target = request.target.decode("latin-1")
-                what = f"{request.method.decode('latin-1')} {log.printable(target.partition('?')[0], 100)}"
-                await self._serve(caller, request, route(request.method.decode("latin-1"), target))
-            except Refused as refused:
-                logger.warning("%s: %s", what, refused)
+                await self._call(caller, peer)
+            finally:
+                await caller.close()
+
+    async def _call(self, caller: Caller, peer: Peer) -> None:
+        """One request, its answer, and its line in the log."""
+        began, what = time.monotonic(), ""
+        try:
+            request = await caller.request()
+            method, target = request.method.decode("latin-1"), request.target.decode("latin-1")
+            what = f"{method} {target.partition('?')[0]}"
+            await self._serve(caller, request, route(method, target))
+        except Refused as refused:
+            logger.warning("%s", refused)
+            with suppress(CallerGone):
                 await caller.refuse(refused)
         except CallerGone:
-            if what == "-":
+            if not what:
                 return
-            what = f"{what} (the agent hung up)"
-        finally:
-            await caller.close()
+            what += " (the agent hung up)"
         spent = (time.monotonic() - began) * 1000
-        with log.fields(KAI_USER=peer.user):
-            logger.info("%s: %s -> %d, %d bytes, %.0f ms", peer.user or "-", what, caller.status, caller.sent, spent)
+        what = log.printable(f"{peer.user or '-'}: {what or 'no request'}", 150)
+        logger.info("%s -> %d, %d bytes, %.0f ms", what, caller.status, caller.sent, spent)
 
     async def _serve(self, caller: Caller, request: h11.Request, target: str) -> None:
         if self.refusal:
@@ -304,5 +310,10 @@ class ModelDoor:
         return [(name, value.replace(key, b"***")) for name, value in headers]
 
 
-def reason(error: Exception) -> str:
-    return log.redact(log.printable(str(error) or type(error).__name__, 200))
+def reason(error: BaseException) -> str:
+    """What is at the bottom of it: the libraries above wrap it up in vaguer words."""
+    while below := error.__cause__ or error.__context__:
+        error = below
+    number = error.errno if isinstance(error, OSError) else None
+    text = os.strerror(number) if number and number > 0 else str(error) or type(error).__name__
+    return log.redact(log.printable(text, 200))

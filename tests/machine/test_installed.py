@@ -115,9 +115,12 @@ def test_one_turn_is_followed_through_all_units_by_its_id(kai: Host) -> None:
         "sudo -n -u alice id",
         "sudo -n -u kai-u-bob id",
         "sudo -n -u kai-u-alice /opt/kai/current/bin/kai-inner",
-        "kill $(pgrep -f 'kai-agent alice' | head -1)",
-        "cat /proc/$(pgrep -f 'kai-bot' | head -1)/environ",
-        "cat /proc/$(pgrep -f 'kai-agent bob' | head -1)/mem",
+        "kill {alice}",
+        "ls /proc/{alice}",
+        "cat /proc/{bot}/environ",
+        "cat /proc/{bot}/cmdline",
+        "head -c 1 /proc/{bob}/mem",
+        "kill -9 {bob}",
         "touch /var/lib/kai/users/bob/history/x",
         "touch /var/lib/kai/users/bob/state/x",
         "touch /etc/kai/x /opt/kai/x /etc/sudoers.d/x /run/kai/x",
@@ -126,17 +129,24 @@ def test_one_turn_is_followed_through_all_units_by_its_id(kai: Host) -> None:
 def test_bobs_agent_reaches_nothing_of_alices_nor_of_kais(kai: Host, attempt: str) -> None:
     kai.machine.run("systemctl start kai-agent@alice.service")
     kai.machine.run("echo secret-of-alice > /var/lib/kai/users/alice/memory/MEMORY.md")
+    attempt = attempt.format(
+        alice=main_pid(kai, "kai-agent@alice"), bob=main_pid(kai, "kai-agent@bob"), bot=main_pid(kai, "kai-bot")
+    )
     answer = kai.ask("bob", f"run: if {attempt} 2>&1; then echo GOT-IN; else echo KEPT-OUT; fi", "-")
     assert "KEPT-OUT" in answer, answer
     assert "secret-of-alice" not in answer
 
 
+def main_pid(kai: Host, unit: str) -> str:
+    kai.machine.systemctl("start", unit)
+    return kai.machine.systemctl("show", "-P", "MainPID", unit).out.strip()
+
+
 def test_bob_does_not_see_alices_process_arguments(kai: Host) -> None:
     kai.say("alice", "slow: 6 a b c d e f g h")
     kai.growing("alice", "a")
-    seen = kai.ask("bob", "run: cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' '; ps -ef; echo DONE", "DONE")
-    assert "kai-agent alice" not in seen
-    assert seen.count("stream-json") <= 2, "only bob's own agent and its shell"
+    seen = kai.ask("bob", "run: ps -eo user= | sort -u; echo DONE", "DONE")
+    assert seen.split()[:2] == ["bob", "DONE"], "no process but bob's own"
     kai.answer("alice", "g h")
 
 
@@ -169,7 +179,7 @@ def test_every_method_of_every_socket_is_open_to_exactly_its_callers(kai: Host, 
             elif role not in method.CALLERS:
                 assert answer == "org.varlink.service.PermissionDenied", (account, name, answer)
             else:
-                assert answer in ("ok", "org.varlink.service.InvalidParameter"), (account, name, answer)
+                assert answer in ("ok", "org.varlink.service.InvalidParameter", "kai.Busy"), (account, name, answer)
 
 
 def test_a_supervisor_may_deliver_to_its_own_user_only(kai: Host) -> None:
@@ -182,20 +192,18 @@ def test_a_supervisor_may_deliver_to_its_own_user_only(kai: Host) -> None:
 
 
 def test_the_model_door_opens_to_work_accounts_only(kai: Host) -> None:
-    ask = "curl -s -o /dev/null -w '%{http_code}' --unix-socket /run/kai/model.sock http://model.invalid/ || true"
     program = (
         "import socket; s = socket.socket(socket.AF_UNIX)\n"
         "try: s.connect('/run/kai/model.sock'); s.sendall(b'GET / HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n'); "
-        "print(s.recv(15).decode() or 'closed')\n"
+        "print(s.recv(12).decode() or 'closed')\n"
         "except OSError as e: print(type(e).__name__)"
     )
-    assert ask
     said = {
         account: kai.machine.run(["python3", "-I", "-c", program], user=account).out.strip()
         for account in ("alice", "kai-w-carol", "nobody", "kai-bot", "kai-u-alice")
     }
     assert said == {
-        "alice": "HTTP/1.1 200 OK", "kai-w-carol": "HTTP/1.1 200 OK",
+        "alice": "HTTP/1.1 200", "kai-w-carol": "HTTP/1.1 200",
         "nobody": "PermissionError", "kai-bot": "PermissionError", "kai-u-alice": "PermissionError",
     }  # fmt: skip
 
@@ -223,10 +231,12 @@ def test_restarting_the_whole_target_with_clients_waiting_loses_nothing(kai: Hos
 
 def test_stopping_the_target_stops_everything_and_starting_brings_it_back(kai: Host) -> None:
     kai.machine.systemctl("stop", "kai.target")
-    left = kai.machine.run(
-        "systemctl list-units --state=active,activating --plain --no-legend 'kai*' | cut -d' ' -f1"
-    ).out
-    assert [unit for unit in left.split() if not unit.endswith(".slice")] == []
+    show = "systemctl list-units --state=active,activating,deactivating --plain --no-legend 'kai*' | cut -d' ' -f1"
+
+    def stopped() -> bool:
+        return all(unit.endswith(".slice") for unit in kai.machine.run(show).out.split())
+
+    kai.machine.wait_for(stopped, 60, what="every unit stops with the target")
     assert kai.machine.run("ls /run/kai/*.sock /run/kai/agent/*.sock", check=False).code != 0
     kai.machine.systemctl("start", "kai.target")
     kai.wait_status("polling as @")

@@ -288,7 +288,7 @@ async def test_an_api_out_of_reach_is_named_and_the_key_is_not(client: httpx.Asy
     await api.stop()
     answer = await client.post("/v1/messages", json=BODY)
     assert (answer.status_code, answer.json()["error"]["type"]) == (502, "api_error")
-    assert f"can't reach {api.url.removeprefix('http://')}" in fault(answer)
+    assert fault(answer).endswith(f"can't reach {api.url.removeprefix('http://')}: Connection refused")
     assert KEY not in answer.text
 
 
@@ -408,6 +408,34 @@ async def test_a_stop_lets_a_running_answer_end(client: httpx.AsyncClient, api: 
         go_on.set()
         assert await anext(pieces) == b"second"
     await asyncio.wait_for(door.service.exited.wait(), 5)
+
+
+async def test_a_reload_with_a_broken_file_keeps_the_last_good_one(
+    client: httpx.AsyncClient, api: Api, door: Door
+) -> None:
+    assert (await client.get("/")).status_code == 200
+    pid = door.service.pid
+    assert pid
+    door.configure(api.url, users={"users": []})
+    os.kill(pid, signal.SIGHUP)
+    assert "users.yaml" in await door.logged("stays in force")
+    assert (await client.post("/v1/messages", json=BODY)).status_code == 200
+    assert door.service.pid == pid
+
+
+async def test_a_reload_with_another_address_asks_there_from_the_next_call_on(
+    client: httpx.AsyncClient, api: Api, door: Door
+) -> None:
+    other = Api()
+    await other.start()
+    await client.post("/v1/messages", json=BODY)
+    assert door.service.pid
+    door.configure(other.url)
+    os.kill(door.service.pid, signal.SIGHUP)
+    await asyncio.wait_for(door.service.exited.wait(), 5)
+    await client.post("/v1/messages", json=BODY)
+    assert (len(api.asked), len(other.asked)) == (1, 1)
+    await other.stop()
 
 
 async def test_the_log_tells_each_call_and_never_the_key(client: httpx.AsyncClient, door: Door, api: Api) -> None:

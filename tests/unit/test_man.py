@@ -183,8 +183,7 @@ def test_kai_1_describes_every_command_and_no_other() -> None:
 @pytest.mark.parametrize(("name", "parser"), list(commands(build_parser())), ids=lambda value: str(value)[:20])
 def test_kai_1_describes_every_option_of_a_command_and_no_other(name: str, parser: argparse.ArgumentParser) -> None:
     if name == "demo":  # it is registered without its imports
-        parser = argparse.ArgumentParser()
-        demo_options(parser)
+        parser = demo_options()
     taken = {option for action in parser._actions for option in action.option_strings if option not in HELP}
     named = {f"-{option}" for option in re.findall(r"^\.It Fl (\S+)", described("kai.1")[name], re.MULTILINE)}
     assert named == taken
@@ -204,7 +203,7 @@ def test_keys_that_have_no_effect_yet_are_keys() -> None:
     of_kai, _, of_users = text.partition(".Xr kai-users.yaml 5")
     for part, cls in ((of_kai, Kai), (of_users, User)):
         lines = re.findall(r"^\.Ic (.+)$", part, re.MULTILINE)
-        found = [word for line in lines for word in line.split() if word != ","]
+        found = [word for line in lines for word in line.split() if word not in (",", ".")]
         assert found
         assert set(found) <= set(keys(cls))
 
@@ -218,6 +217,17 @@ def test_the_readme_calls_commands_and_options_that_exist() -> None:
     script = (ROOT / "install.sh").read_text()
     options = {option for line in re.findall(r"install\.sh(.*)", text) for option in re.findall(r"--[a-z-]+", line)}
     assert {option for option in options if not re.search(rf"{option}\b", script)} == set()
+
+
+def test_the_messages_that_are_explained_are_those_of_the_code() -> None:
+    code = "".join(path.read_text() for path in (ROOT / "kai").rglob("*.py"))
+    found = re.findall(r"^\| `([A-Za-z][^`]*)`", (ROOT / "README.md").read_text(), re.MULTILINE)
+    for page in ("kai-bot.8", "kai-proxy.8"):
+        text = source(page).partition(".Sh DIAGNOSTICS")[2].partition(".Sh SEE ALSO")[0]
+        found += re.findall(r"^\.It ([^@\n]+)$", text, re.MULTILINE)
+    assert len(found) > 10
+    pieces = [piece.strip(" ;:") for message in found for piece in re.split(r"…|\\&\.\.\.|USER|HOST|claude", message)]
+    assert [piece for piece in pieces if piece not in code] == []
 
 
 def test_the_readme_shows_every_service_in_its_picture() -> None:

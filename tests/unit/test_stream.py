@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from kai.agent import claude
 from kai.agent.backend import AgentDied, Context, SessionUnknown
 from kai.agent.claude import ClaudeBackend
 from kai.agent.process import AgentProcess, LineSplitter
@@ -270,7 +271,10 @@ async def test_a_turn_of_the_agents_own_is_not_taken_for_ours(play: Any) -> None
     assert backend.cost_usd == pytest.approx(sum(event[-1].cost_usd for event in (asked, mine)) + 0.0044)
 
 
-async def test_an_interrupt_of_a_waiting_turn_is_sent_again_when_it_begins(play: Any) -> None:
+async def test_an_interrupt_of_a_waiting_turn_is_sent_again_when_it_begins(
+    play: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claude, "LAST_WORDS", 0.01)
     script = recording("42")
     third = [index for index, step in enumerate(script) if "in" in step][2]
     backend, player = await play(script[:third])
@@ -288,6 +292,28 @@ async def test_an_interrupt_of_a_waiting_turn_is_sent_again_when_it_begins(play:
     assert len([message for message in player.sent if message.get("request") == {"subtype": "interrupt"}]) == 2
     player.say({"type": "command_lifecycle", "command_uuid": ours, "state": "cancelled"})
     assert (await events)[-1].outcome == "interrupted"
+
+
+@pytest.mark.parametrize("result", [True, False])
+async def test_a_message_that_the_agent_takes_into_its_own_turn_ends_with_that_turn(
+    play: Any, monkeypatch: pytest.MonkeyPatch, result: bool
+) -> None:
+    monkeypatch.setattr(claude, "LAST_WORDS", 0.05)
+    backend, player = await play([])
+    player.say({"type": "system", "subtype": "init", "session_id": "s"})
+    player.say(whole("of its own"))
+    await asyncio.sleep(0.01)
+    events = asyncio.create_task(turn(backend))
+    await asyncio.sleep(0)
+    step = {"type": "command_lifecycle", "command_uuid": player.sent[-1]["uuid"]}
+    player.say(step | {"state": "started"})
+    player.say(whole("ours"))
+    player.say(step | {"state": "completed"})
+    if result:
+        player.say(GOOD)
+    found = await events
+    assert found[0].kind == "started"
+    assert (found[-1].text, found[-1].outcome) == ("ours", "ok" if result else "failed")
 
 
 async def test_a_turn_that_nobody_listens_to_any_more_does_not_mix_with_the_next(play: Any) -> None:
