@@ -111,7 +111,7 @@ demo() {
             "$found" -m venv .venv >/dev/null ||
                 die "no virtual environment could be made (on Debian: sudo apt-get install python3-venv; then try again)"
         fi
-        .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable . ||
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check --use-pep517 --editable '.[demo]' ||
             die "the libraries could not be installed into .venv: see above"
         cp pyproject.toml .venv/demo-installed
     fi

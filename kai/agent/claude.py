@@ -332,9 +332,9 @@ class ClaudeBackend(AgentBackend):
         logger.warning("skipped a line of the agent that was longer than %d MiB", MAX_LINE >> 20)
         if self._turn and self._turn.begun:
             self._turn.skipped = True
-            if not self._lifecycle:  # it may have been the result, and nothing else would tell
-                turn, self._own_turn = self._turn, True
-                await self._fail(turn, TOO_LONG)
+            if not self._lifecycle:  # it may have been the result, and nothing else would tell: no further turn here
+                self._alive = False
+                await self._fail(self._turn, TOO_LONG)
 
     def _not_json(self, line: bytes) -> None:
         if not self._garbage:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from kai.agent.backend import AgentBackend
+from kai.agent.backend import AgentBackend, AgentDied
 from kai.agent.door import command as door_command
 from kai.agent.supervisor import Settings, Supervisor
 from kai.agent.turns import Turns
-from kai.config import Config, ConfigError, User, load
+from kai.config import Config, ConfigError, User, expand, home_of, load
 from kai.interfaces import Hello, Join, NewSession, Retire, Start, State, Stop
 from kai.lib import daemon, log
 from kai.lib.daemon import Daemon
@@ -96,7 +96,8 @@ def settings(d: Daemon, config: Config, user: User, base: Path) -> Settings:
         command=config.command(user),
         model=str(config.effective(user, "model")[0] or ""),
         door=door_command(user, one_uid=d.one_uid),
-        home=Path(user.home_workspace) if user.home_workspace else base / "work",
+        home=expand(user.home_workspace, home_of(user) or base) if user.home_workspace else base / "work",
+        model_door=config.kai.agent.model_door != "off",
         idle_timeout=config.kai.agent.idle_timeout,
         drain=config.kai.drain,
     )
@@ -104,7 +105,7 @@ def settings(d: Daemon, config: Config, user: User, base: Path) -> Settings:
 
 def make_backend(name: str) -> AgentBackend:
     if name != "claude":
-        raise Misconfigured(f"backend {name} is not available in this version: set `backend: claude`")
+        raise AgentDied(f"The backend {name} is not available in this version; the operator can set `backend: claude`.")
     from kai.agent.claude import ClaudeBackend
 
     return ClaudeBackend()

@@ -53,12 +53,13 @@ class Settings:
         home: Path,
         idle_timeout: float,
         drain: float,
+        model_door: bool = True,
         trust_settings: bool = False,
     ) -> None:
         self.user, self.backend, self.command, self.model = user, backend, command, model
         self.door, self.home = door, home
         self.idle_timeout, self.drain = idle_timeout, drain
-        self.trust_settings = trust_settings
+        self.model_door, self.trust_settings = model_door, trust_settings
 
 
 class Supervisor:
@@ -263,7 +264,7 @@ class Supervisor:
             session=session,
             system_prompt=prompt,
             model=settings.model,
-            model_door=str(model_door) if model_door.exists() else "",
+            model_door=str(model_door) if settings.model_door and model_door.exists() else "",
             trust_settings=settings.trust_settings,
         )
         backend = self.make_backend(settings.backend)

@@ -1,7 +1,7 @@
 """The journal of turns: what was begun, how it ended, and the answer, so that asking twice never runs twice.
 
 A row is `running`, then `done`, `failed` or `interrupted`. Commits survive this process but not a power cut: after
-one, the boot id differs and whoever asks treats an unknown turn as one that may have begun (kai-queue(5)). That
+one, the boot id differs and whoever asks treats an unknown turn as one that may have begun (kai-bot(8)). That
 saves an fsync on every message's way.
 """
 

@@ -13,6 +13,7 @@ import msgspec
 from kai.bot.message import Body, stop_button
 from kai.bot.tables import (
     DEDUP_WINDOW,
+    FINISHED,
     INBOX_COLUMNS,
     OUTBOX_COLUMNS,
     UNFINISHED,
@@ -140,11 +141,11 @@ class Inbox:
         )
 
     async def prune(self) -> None:
-        """Forget finished rows after the dedup window."""
+        """Forget finished rows after the dedup window; dead letters are kept."""
 
         def work(db: sqlite3.Connection) -> None:
             old = now() - DEDUP_WINDOW
-            db.execute(f"DELETE FROM inbox WHERE changed < ? AND state NOT IN {UNFINISHED}", (old,))
+            db.execute(f"DELETE FROM inbox WHERE changed < ? AND state IN {FINISHED}", (old,))
             db.execute("DELETE FROM outbox WHERE changed < ? AND state = 'sent'", (old,))
 
         await self.store.write(work)

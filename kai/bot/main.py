@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 
 from kai.bot.bot import Bot
 from kai.bot.tables import open_tables
@@ -21,6 +22,7 @@ from kai.lib.server import Server
 from kai.lib.store import StoreError
 from kai.lib.varlink import Misconfigured
 
+TOKEN = re.compile(r"[0-9]{1,20}:[A-Za-z0-9_-]+")
 logger = logging.getLogger(__name__)
 
 
@@ -34,6 +36,11 @@ async def serve(d: Daemon) -> None:
         if config.kai.telegram.mode != "polling":
             raise Misconfigured(f"{d.config_dir}/kai.yaml: telegram.mode: webhook isn't available yet: set polling")
         token = credentials.read("kai-telegram-token")
+        if not TOKEN.fullmatch(token):
+            raise Misconfigured(
+                "credential kai-telegram-token: expected 123456:ABC-DEF… as @BotFather gives it; write it to "
+                "/etc/credstore/kai-telegram-token (root, 0600) and restart kai-bot"
+            )
         store = open_tables(d.state_dir)
     except (ConfigError, StoreError) as error:
         raise Misconfigured(str(error)) from None

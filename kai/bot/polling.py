@@ -56,7 +56,8 @@ class Polling:
                 )
             except Conflict:
                 await self._pause(
-                    "another program polls with this bot's token (409); waiting for it to end", CONFLICT_PERIOD
+                    "another program polls with this bot's token (409), or a webhook is set; waiting for it to end",
+                    CONFLICT_PERIOD,
                 )
             except RetryAfter as error:
                 await self._pause("Telegram asks to wait", seconds(error))

@@ -1,7 +1,7 @@
 """The bot's database: inbox, outbox and offsets in one file, so that a step of both is one transaction.
 
 Inbox rows go received → queued → running → answered → delivered, or end as interrupted, refused, dropped or dead.
-Outbox rows go stored → sending → sent, or end as unknown or dead. kai-queue(5) tells what each state means.
+Outbox rows go stored → sending → sent, or end as unknown or dead. kai-bot(8) tells what each state means.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ OutboxState = Literal["stored", "sending", "sent", "unknown", "dead"]
 Kind = Literal["turn", "command", "control"]
 
 UNFINISHED = "('received', 'queued', 'running', 'answered')"
+FINISHED = "('delivered', 'interrupted', 'dropped')"
 DEDUP_WINDOW = 7 * 86400
 """Seconds for which a finished row is kept, so that an update that comes again is known."""
 

@@ -187,7 +187,10 @@ def _is_right(wanted: accounts.Directory, host: Host) -> bool:
 def _drop_ins(config: Config, host: Host) -> list[Step]:
     steps = []
     for user in config.users:
-        steps += _file(host, _drop_in_path(user.name), accounts.drop_in(config, user))
+        hint = ""
+        if host.unit("is-active", f"kai-agent@{user.name}.service"):
+            hint = f" (the agent that is running takes it up at its next start: kai retire {user.name})"
+        steps += _file(host, _drop_in_path(user.name), accounts.drop_in(config, user), hint=hint)
     if steps:
         steps.append(Step("", _call(host, "systemctl", "daemon-reload")))
     return steps
@@ -235,14 +238,16 @@ def _drop_in_path(name: str) -> Path:
     return accounts.DROPINS / f"kai-agent@{name}.service.d" / "kai.conf"
 
 
-def _file(host: Host, path: Path, text: str, *, mode: int = 0o644, check: Sequence[str] = ()) -> list[Step]:
+def _file(
+    host: Host, path: Path, text: str, *, mode: int = 0o644, check: Sequence[str] = (), hint: str = ""
+) -> list[Step]:
     if host.read(path) == text:
         return []
 
     def act() -> None:
         host.write(path, text, mode=mode, check=check)
 
-    return [Step(f"write {path}", act)]
+    return [Step(f"write {path}{hint}", act)]
 
 
 def _call(host: Host, *command: str) -> Callable[[], None]:

@@ -37,7 +37,9 @@ def main() -> None:
 
 def _demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """The demo's own imports (an HTTP server, a terminal) are not for every `kai status`."""
-    demo = commands.add_parser("demo", help="try Kai without root, systemd or an account", add_help=False)
+    demo = commands.add_parser(
+        "demo", help="try Kai without root, systemd or an account", add_help=False, prefix_chars="\0"
+    )
 
     def run(arguments: argparse.Namespace) -> int:
         from kai.demo.main import main as demo_main

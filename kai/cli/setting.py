@@ -38,7 +38,11 @@ def put(path: Path, key: str, value: object) -> None:
     if wanted == before:
         return
     after = _edited(text, section, name, f"  {name}: {render(value)}\n")
-    if _mapping(after, path) != wanted:
+    try:
+        right = _mapping(after, path) == wanted
+    except ConfigError:
+        right = False
+    if not right:
         raise ConfigError(str(path), key, f"can't be set here: write {name}: {render(value)} below {section}: by hand")
     _replace(path, after)
 

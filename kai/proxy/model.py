@@ -110,7 +110,8 @@ class Caller:
 
     async def _next(self) -> object:
         while (event := self.http.next_event()) is h11.NEED_DATA:
-            data = await self.reader.read(CHUNK)
+            async with asyncio.timeout(IDLE):
+                data = await self.reader.read(CHUNK)
             if not data and self.http.their_state is h11.IDLE:
                 raise CallerGone
             self.http.receive_data(data)
@@ -140,7 +141,7 @@ class Caller:
                 if size > LARGEST_BODY:
                     raise too_large()
                 yield bytes(event.data)
-        except (h11.RemoteProtocolError, ConnectionError):
+        except (h11.RemoteProtocolError, ConnectionError, TimeoutError):
             raise CallerGone from None
         self.body_read.set()
 

@@ -431,7 +431,7 @@ def test_what_runs_as_an_account_sees_nothing_of_roots_environment(monkeypatch: 
         "",
         "# only a comment\n",
         "telegram:\n  mode: polling # stays\n",
-        "telegram:\n  api_base: http://old\nbudget: 3.0\n",
+        "telegram:\n  api_base: https://old\nbudget: 3.0\n",
     ],
 )
 def test_setting_a_key_changes_that_key_alone(tmp_path: Path, text: str) -> None:

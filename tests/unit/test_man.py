@@ -1,6 +1,6 @@
 """The man pages and the README say what the code, the units and the commands are; where these change, so must they.
 
-The keys of the configuration files are compared in test_config_docs.
+The keys of the configuration files are compared in test_config_docs, the pages' mdoc is looked at in test_linters.
 """
 
 from __future__ import annotations
@@ -91,14 +91,6 @@ def described(page: str) -> dict[str, str]:
 def methods() -> dict[str, type[Call[Any]]]:
     found = [each for each in vars(kai.interfaces).values() if isinstance(each, type) and issubclass(each, Call)]
     return {each.NAME: each for each in found if hasattr(each, "NAME")}
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_a_page_is_without_fault_for_mandoc(page: str) -> None:
-    done = subprocess.run(
-        ["mandoc", "-Tlint", "-W", "warning", ROOT / "man" / page], capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stdout) == (0, "")
 
 
 @pytest.mark.parametrize("page", PAGES)

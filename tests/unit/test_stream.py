@@ -419,6 +419,7 @@ async def test_a_result_line_that_was_too_long_fails_the_turn_and_says_so(play: 
     done = [event async for event in talk(backend, player, whole("part"), b"too long")][-1]
     assert (done.outcome, done.text) == ("failed", "part")
     assert "16 MiB" in done.error
+    assert not backend.alive  # nobody knows whether its turn has ended: the next one gets a new process
 
 
 async def test_a_line_too_long_inside_a_turn_is_skipped_when_its_end_is_told(play: Any) -> None:
