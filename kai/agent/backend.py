@@ -7,12 +7,16 @@ inner agent, talks to it over pipes, and is thrown away with it; sessions outliv
 from __future__ import annotations
 
 import abc
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
 
 from kai.interfaces import Event, Part
+
+SESSION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+"""What can be a session's id. It comes from the agent, is shown to people, and goes into a command line."""
 
 
 class Context(msgspec.Struct, frozen=True):
@@ -62,11 +66,11 @@ class AgentBackend(abc.ABC):
         """Ask the agent to stop the running turn by its own protocol; `turn` then ends with `interrupted`."""
 
     @abc.abstractmethod
-    async def close(self) -> None:
+    async def close(self) -> bool:
         """End the process: close its input, wait a little, then SIGTERM through the door, then give it up.
 
-        Returns when the process is gone or, after 10 s, when only the end of the control group can help. Safe to
-        call twice.
+        True when the process is gone; False after 10 s, when only the end of the control group can help. A turn
+        that still runs ends with `done`. Safe to call twice.
         """
 
     @property

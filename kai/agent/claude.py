@@ -16,7 +16,7 @@ from contextlib import suppress
 
 import msgspec
 
-from kai.agent.backend import AgentBackend, AgentDied, Context, SessionUnknown
+from kai.agent.backend import SESSION_ID, AgentBackend, AgentDied, Context, SessionUnknown
 from kai.agent.process import MAX_LINE, AgentProcess
 from kai.agent.stream import Message, Meter, TurnReader, aborted, errors, parse, part, text
 from kai.interfaces import Event, Part
@@ -40,6 +40,7 @@ ENVIRONMENT = {
     "CLAUDE_CODE_MAX_RETRIES": "4",  # delays double from 0.6 s: 9 s of silence at a 401 instead of minutes
     "ENABLE_TOOL_SEARCH": "false",
 }
+LONGEST_REQUEST_ID = 128
 NO_SESSION = ("No conversation found with session ID", "--resume requires a valid session ID")
 TOO_LONG = f"The agent's answer had a line of more than {MAX_LINE >> 20} MiB."
 logger = logging.getLogger(__name__)
@@ -195,7 +196,7 @@ class ClaudeBackend(AgentBackend):
             self._turn.interrupting = True
             self._control("interrupt")
 
-    async def close(self) -> None:
+    async def close(self) -> bool:
         self._alive = False
         if self._process:
             await self._process.close()
@@ -204,6 +205,9 @@ class ClaudeBackend(AgentBackend):
             self._reading.cancel()
         if self._waiting:
             self._waiting.cancel()
+        if self._turn:
+            await self._fail(self._turn, "The agent's process was ended.")
+        return self._process is None or self._process.gone.is_set()
 
     # ---- what the agent says ----
 
@@ -251,13 +255,18 @@ class ClaudeBackend(AgentBackend):
             self._session = ""
             self._meter.reset()
         if kind == "system" and message.get("subtype") == "init":
-            self._session = text(message, "session_id") or self._session
+            self._follow_session(message)
             if turn and turn.begun:
                 await self._started(turn)
             else:
                 self._own_turn = True
         if turn and turn.begun:
             await turn.tell(*turn.reader.take(message))
+
+    def _follow_session(self, message: Message) -> None:
+        session = text(message, "session_id")
+        if SESSION_ID.fullmatch(session):
+            self._session = session
 
     async def _started(self, turn: _Turn) -> None:
         if not turn.started:
@@ -298,7 +307,7 @@ class ClaudeBackend(AgentBackend):
         if not self._ready.done():
             self._ready.set_exception(why_it_died("", [errors(message)], self._context))
             return
-        self._session = text(message, "session_id") or self._session
+        self._follow_session(message)
         turn = self._turn
         if turn is None or not turn.begun:
             logger.info("the agent took a turn of its own")
@@ -355,6 +364,8 @@ class ClaudeBackend(AgentBackend):
 
     def _refuse(self, request_id: str) -> None:
         """The agent asks for something that was not offered to it; without an answer it would wait for ever."""
+        if len(request_id) > LONGEST_REQUEST_ID:
+            return  # nothing of an honest agent, and what it doesn't read of our answers stays in our memory
         answer = {"subtype": "error", "request_id": request_id, "error": "Kai does not answer this request."}
         self._send({"type": "control_response", "response": answer})
 

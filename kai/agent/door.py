@@ -5,15 +5,20 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
 import kai
 from kai.config import User
+from kai.lib.log import printable
 
 INNER = "/opt/kai/current/bin/kai-inner"
 SLOWEST = 10.0
+
+
+HEAD = 64 * 1024
 
 
 class DoorError(Exception):
@@ -47,16 +52,23 @@ async def read(door: tuple[str, ...], root: Path, path: str, limit: int) -> byte
     )
     try:
         async with asyncio.timeout(SLOWEST):
-            out, err = await process.communicate(msgspec.json.encode(request) + b"\n")
+            assert process.stdin is not None
+            assert process.stdout is not None
+            assert process.stderr is not None
+            process.stdin.write(msgspec.json.encode(request) + b"\n")
+            process.stdin.close()
+            out = await _at_most(process.stdout, limit + HEAD)  # what opens the door is the account's, and hostile
+            err = await _at_most(process.stderr, HEAD)
     except TimeoutError:
-        process.kill()
+        with suppress(PermissionError, ProcessLookupError):
+            process.kill()
         raise DoorError(f"reading {root / path} took longer than {SLOWEST:g} s") from None
     head, _, data = out.partition(b"\n")
     try:
         answer = msgspec.json.decode(head, type=_Answer)
     except msgspec.DecodeError:
-        reason = err.decode(errors="replace").strip().splitlines()[-1:] or [f"exit status {process.returncode}"]
-        raise DoorError(f"{' '.join(door)}: {reason[0]}") from None
+        reason = err.decode(errors="replace").strip().splitlines()[-1:] or ["it gave no answer"]
+        raise DoorError(f"{' '.join(door)}: {printable(reason[0], 300)}") from None
     if answer.code == 404:
         return None
     if answer.error:
@@ -64,3 +76,11 @@ async def read(door: tuple[str, ...], root: Path, path: str, limit: int) -> byte
     if len(data) != answer.size:
         raise DoorError(f"{root / path} changed while it was read")
     return data
+
+
+async def _at_most(reader: asyncio.StreamReader, limit: int) -> bytes:
+    """What comes until the end, or `limit` bytes of it."""
+    data = bytearray()
+    while len(data) < limit and (piece := await reader.read(limit - len(data))):
+        data += piece
+    return bytes(data)

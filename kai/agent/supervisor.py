@@ -9,10 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kai.agent import history
-from kai.agent.backend import AgentBackend, AgentDied, Context, SessionUnknown
+from kai.agent.backend import SESSION_ID, AgentBackend, AgentDied, Context, SessionUnknown
 from kai.agent.context import system_prompt
 from kai.agent.live import MOST_TEXT, LiveTurn
 from kai.agent.turns import Session, Turns
+from kai.config import ConfigError
 from kai.interfaces import (
     AgentState,
     Event,
@@ -29,12 +30,15 @@ from kai.interfaces import (
     UnknownTurn,
 )
 from kai.lib import log
+from kai.lib.client import delays
 from kai.lib.daemon import Daemon
 from kai.lib.peers import Peer
 from kai.lib.server import Emit
-from kai.lib.varlink import Busy, Empty
+from kai.lib.store import StoreError
+from kai.lib.varlink import Busy, Empty, Misconfigured
 
 logger = logging.getLogger(__name__)
+LONGEST_ERROR = 4000
 INTERRUPT_PATIENCE = 10.0
 """Seconds that an agent gets to obey its own protocol's interrupt before its process is ended."""
 
@@ -170,7 +174,7 @@ class Supervisor:
             history.append(self.base / "history", dir="user", turn=live.id, text=text)
             try:
                 done = await self._drive(live, prompt)
-            except AgentDied as error:
+            except (AgentDied, Misconfigured, ConfigError) as error:
                 done = Event(kind="done", outcome="failed", error=str(error))
             except asyncio.CancelledError:
                 done = Event(kind="done", outcome="interrupted", error="the supervisor had to leave")
@@ -180,7 +184,11 @@ class Supervisor:
             await self._end(live, done)
 
     async def _drive(self, live: LiveTurn, prompt: list[Part]) -> Event:
+        if live.stop_asked:
+            return Event(kind="done", outcome="interrupted")
         backend = await self._ready(live)
+        if live.stop_asked:
+            return Event(kind="done", outcome="interrupted")
         self._show("working")
         done = Event(kind="done", outcome="failed", error="the agent ended the turn without an answer")
         async for event in backend.turn(prompt):
@@ -188,6 +196,8 @@ class Supervisor:
                 done = event
             else:
                 live.apply(event)
+            if event.kind == "started" and self._follow_session(event.session):
+                await self.turns.set_session(self.session)  # the next supervisor resumes it, whatever happens to us
         if done.text and not live.text:
             live.add_text(done.text)
         return done
@@ -196,18 +206,23 @@ class Supervisor:
         """Journal, history, followers, in this order: who sees the answer can rely on it being stored."""
         cost = done.cost_usd or live.cost_usd
         if self.backend:
-            self.session.id = self.backend.session or self.session.id
+            self._follow_session(self.backend.session)
         self.session.turns += 1
         self.session.cost_usd += cost
         done.text, done.cost_usd, done.session = live.text, cost, self.session.id
+        done.error = done.error[:LONGEST_ERROR]  # an agent's own words may be megabytes
         if live.stop_asked and done.outcome != "ok":
             done.outcome, done.error = "interrupted", ""
         if live.cut:
             done.error = f"{done.error} The answer was longer than {MOST_TEXT} characters; the rest is cut.".strip()
-        try:
-            await self.turns.end(live.id, done, self.session)
-        except Exception as error:
-            logger.error("the answer could not be stored: %s", error)
+        for delay in delays():
+            try:
+                await self.turns.end(live.id, done, self.session)
+            except StoreError as error:  # a full disk: nobody may see an answer that isn't stored
+                logger.error("the answer waits to be stored: %s", error)
+                await asyncio.sleep(delay)
+            else:
+                break
         if done.text:
             history.append(self.base / "history", dir="assistant", turn=live.id, text=done.text)
         logger.info("turn ended: %s%s", done.outcome, f": {log.printable(done.error, 300)}" if done.error else "")
@@ -224,6 +239,8 @@ class Supervisor:
             self._arm_idle()
         else:
             self._show("idle")
+            if self.backend:  # it died in the turn; what holds this daemon must go with it
+                self.closing = asyncio.create_task(self._close_backend())
 
     # ---- the inner agent's process ----
 
@@ -232,6 +249,9 @@ class Supervisor:
         if self.idle:
             self.idle.cancel()
             self.idle = None
+        if self.closing:  # two processes must never write one session
+            await asyncio.wait({self.closing})
+            self.closing = None
         if self.backend and self.backend.alive:
             return self.backend
         await self._close_backend()
@@ -280,10 +300,18 @@ class Supervisor:
     async def _close_backend(self) -> None:
         if self.backend:
             backend, self.backend = self.backend, None
+            gone = False
             try:
-                await backend.close()
+                gone = await backend.close()
             finally:
                 self.daemon.release()
+            if not gone:
+                logger.error(
+                    "the agent's process can't be ended; this supervisor leaves, and its control group with it"
+                )
+                self.retiring = True
+                if not self.current:
+                    self.daemon.stopping.set()
 
     def _arm_idle(self) -> None:
         loop = asyncio.get_running_loop()
@@ -299,9 +327,9 @@ class Supervisor:
     async def _interrupt(self, live: LiveTurn) -> None:
         """The protocol's own interrupt; if the agent doesn't obey, its process is ended."""
         backend = self.backend
-        if backend is None or self.state == "starting":
-            if self.work:
-                self.work.cancel()
+        if backend is None or self.state != "working":
+            if self.state == "starting" and self.work:
+                self.work.cancel()  # it waits for the agent's start; elsewhere it looks at stop_asked by itself
             return
         try:
             async with asyncio.timeout(INTERRUPT_PATIENCE):
@@ -331,6 +359,13 @@ class Supervisor:
                 await asyncio.wait({work}, timeout=INTERRUPT_PATIENCE)
             await asyncio.sleep(0.1)  # followers take the last event with them
         await self._close_backend()
+
+    def _follow_session(self, session: str) -> bool:
+        """Take over the agent's session id, unless it can't be one; True when it is new."""
+        if session == self.session.id or not SESSION_ID.fullmatch(session):
+            return False
+        self.session.id = session
+        return True
 
     def _show(self, state: str) -> None:
         self.state = state

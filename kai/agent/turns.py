@@ -17,6 +17,7 @@ import msgspec
 
 from kai.interfaces import Event, Journal
 from kai.lib.store import Store
+from kai.lib.varlink import Busy
 
 KEPT = 7 * 86400
 """Seconds for which an ended turn can still be joined: the inbox's dedup window."""
@@ -85,6 +86,8 @@ class Turns:
             if row is None:
                 db.execute("INSERT INTO turns (id, state, began) VALUES (?, 'running', ?)", (turn, time.time()))
                 return None
+            if row[0] is None:
+                raise Busy("the answer to this turn is being stored")
             return str(row[0])
 
         answer = await self.store.write(work)

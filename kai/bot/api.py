@@ -118,9 +118,9 @@ def _keyboard(body: Body) -> telegram.InlineKeyboardMarkup | None:
 
 def verdict(error: TelegramError) -> Verdict:
     """What an error says of the message: it surely was not taken, it was refused, or nobody knows."""
-    if isinstance(error, RetryAfter):
+    if isinstance(error, RetryAfter | InvalidToken):  # a wrong token is repaired by the operator, and nothing is lost
         return "not sent"
-    if isinstance(error, BadRequest | Forbidden | InvalidToken):
+    if isinstance(error, BadRequest | Forbidden):
         return "refused"
     if isinstance(error, NetworkError):
         unsent = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)

@@ -36,7 +36,7 @@ class Bot:
     def __init__(self, d: Daemon, config: Config, token: str, store: Store) -> None:
         self.d, self.config = d, config
         self.api = Api(token, config.kai.telegram.api_base)
-        self.inbox, self.outbox = Inbox(store, self.api.id), Outbox(store)
+        self.inbox, self.outbox = Inbox(store, self.api.id), Outbox(store, self.api.id)
         self.sender = Sender(self.api, self.outbox)
         self.places = Places(self.api, store)
         agents = d.runtime_dir / "agent"
@@ -81,7 +81,7 @@ class Bot:
         names = {user.name for user in self.config.users}
         for user in list(self.lanes.users):
             if user not in names:
-                await self.lanes.drop(user, None)
+                await self.lanes.drop(user)
         dead = await self.inbox.bury(names)
         if dead:
             logger.warning("%d message(s) of users who are gone became dead letters", dead)

@@ -49,6 +49,7 @@ GREETING = (
     "Kai connects this chat to an AI agent on your own host. Write what you want done: it works under your account "
     "there, with a real shell."
 )
+LONGEST_CALLBACK_ANSWER = 200
 BY_NAME = {command.name: command for command in TABLE}
 
 
@@ -85,9 +86,14 @@ class Commands:
     async def _button(self, row: InboxRow) -> None:
         """A pressed button. Its query is answered whatever comes of it, or Telegram lets the button spin."""
         action, _, turn = row.text.partition(":")
-        said = await self._interrupt(row.user, turn) if action == "stop" else "This button is of an older version."
+        target = self.lanes.of(row.user).find(turn=turn)
+        said = "That turn has already ended."
+        if action != "stop":
+            said = "This button is of an older version."
+        elif target:
+            said = await self._stop_turn(row.user, target)
         try:
-            await self.api.answer_callback(row.callback, said)
+            await self.api.answer_callback(row.callback, said[:LONGEST_CALLBACK_ANSWER])
         except TelegramError as error:
             logger.info("callback query: %s", error)
         await self.outbox.reply(row, None)
@@ -104,34 +110,33 @@ class Commands:
 
     async def _stop(self, row: InboxRow, arguments: str) -> Body:
         """The target was stored with the row: a stop that comes late can't hit a later turn."""
-        lane = self.lanes.of(row.user)
-        dropped = await self.lanes.drop(row.user, None) if arguments == "all" else 0
-        also = f" {dropped} waiting dropped." if dropped else ""
-        if row.target is None:
-            return plain("Nothing is running." + also)
-        target = next((one for one in (lane.running, *lane.waiting) if one and one.id == row.target), None)
-        if target is None:
-            return plain(("" if dropped else "That turn has already ended.") + also)
-        if target.state == "queued":
-            await self.lanes.drop(row.user, target)
-            return plain("Dropped before it began." + also)
-        return plain(await self._interrupt(row.user, target.turn) + also)
+        target = self.lanes.of(row.user).find(row_id=row.target) if row.target else None
+        said = await self._stop_turn(row.user, target) if target else ""
+        dropped = await self.lanes.drop(row.user, before=row.id) if arguments == "all" else 0
+        if dropped:
+            said = f"{said} {dropped} waiting dropped.".strip()
+        return plain(said or ("Nothing is running." if row.target is None else "That turn has already ended."))
 
-    async def _interrupt(self, user: str, turn: str) -> str:
+    async def _stop_turn(self, user: str, row: InboxRow) -> str:
+        """Drop a turn that waits, interrupt one that runs, and keep one that is about to begin from beginning."""
         lane = self.lanes.of(user)
-        if not lane.running or lane.running.turn != turn:
+        if row.state == "queued" and await self.lanes.drop(user, row=row):
+            return "Dropped before it began."
+        if lane.running is not row:
             return "That turn has already ended."
+        lane.ask_to_stop(row)
         waits = delays()
         for _ in range(4):
             try:
-                stopped = await lane.agent.call(Stop(turn=turn), timeout=5)
+                await lane.agent.call(Stop(turn=row.turn), timeout=5)
             except Unavailable as error:
                 logger.warning("stop: %s", error)
                 await asyncio.sleep(next(waits))
             except Fault as fault:
-                return f"It could not be stopped: {fault}"
+                logger.warning("stop: %s", fault)
+                return "Stopping."  # it can't begin any more, see ask_to_stop
             else:
-                return "Stopping." if stopped.stopping else "That turn has already ended."
+                return "Stopping."
         return "The agent's supervisor does not answer; `systemctl status` of its unit tells more."
 
     async def _new(self, row: InboxRow, arguments: str) -> Body:

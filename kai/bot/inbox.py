@@ -63,12 +63,14 @@ class Inbox:
         stored = []
         for arrival in arrivals:
             oldest = db.execute(
-                f"SELECT id FROM inbox WHERE user = ? AND kind = 'turn' AND state IN {UNFINISHED} ORDER BY id LIMIT 1",
-                (arrival.user,),
+                "SELECT id FROM inbox WHERE bot = ? AND user = ? AND kind = 'turn' AND state IN ('queued', 'running') "
+                "ORDER BY id LIMIT 1",
+                (self.bot, arrival.user),
             ).fetchone()
             waiting = db.execute(
-                f"SELECT 1 FROM inbox WHERE user = ? AND kind != 'control' AND state IN {UNFINISHED} LIMIT 1",
-                (arrival.user,),
+                "SELECT 1 FROM inbox WHERE bot = ? AND user = ? AND kind != 'control' "
+                "AND state IN ('queued', 'running') LIMIT 1",
+                (self.bot, arrival.user),
             ).fetchone()
             state: InboxState = "received" if arrival.kind == "control" else "queued"
             journal = arrival.journal
@@ -98,21 +100,31 @@ class Inbox:
 
     async def unfinished(self) -> list[InboxRow]:
         """What the bot has to take up again after a start, in order of arrival."""
-        rows = await self.store.read(f"SELECT {INBOX_COLUMNS} FROM inbox WHERE state IN {UNFINISHED} ORDER BY id")
+        rows = await self.store.read(
+            f"SELECT {INBOX_COLUMNS} FROM inbox WHERE bot = ? AND state IN {UNFINISHED} ORDER BY id", (self.bot,)
+        )
         return [InboxRow(*row) for row in rows]
 
-    async def run(self, row: InboxRow, journal: Journal) -> None:
-        """Mark a queued turn as running under this journal, with its placeholder's outbox row."""
+    async def run(self, row: InboxRow, journal: Journal) -> bool:
+        """Mark a queued turn as running under this journal, with its placeholder's outbox row.
 
-        def work(db: sqlite3.Connection) -> None:
-            db.execute(
-                "UPDATE inbox SET state = 'running', generation = ?, boot = ?, changed = ? WHERE id = ?",
+        False when it was dropped a moment before: then it must not run.
+        """
+
+        def work(db: sqlite3.Connection) -> bool:
+            changed = db.execute(
+                "UPDATE inbox SET state = 'running', generation = ?, boot = ?, changed = ? "
+                "WHERE id = ? AND state = 'queued'",
                 (journal.generation, journal.boot, now(), row.id),
-            )
-            add_placeholder(db, row)
+            ).rowcount
+            if changed:
+                add_placeholder(db, row)
+            return bool(changed)
 
-        await self.store.write(work)
+        if not await self.store.write(work):
+            return False
         row.state, row.generation, row.boot = "running", journal.generation, journal.boot
+        return True
 
     async def placeholder(self, row: InboxRow) -> OutboxRow:
         """Give a turn that still waits its placeholder's outbox row, to show what it waits for."""
@@ -159,9 +171,9 @@ def add_placeholder(db: sqlite3.Connection, row: InboxRow) -> OutboxRow:
     """The outbox row of a turn's first message precedes the message; the final text comes into it by edit."""
     body = Body("⏳", buttons=[stop_button(row.turn)])
     db.execute(
-        "INSERT OR IGNORE INTO outbox (caller, key, inbox, user, chat, kind, body, state, changed) "
-        "VALUES ('kai-bot', ?, ?, ?, ?, 'placeholder', ?, 'stored', ?)",
-        (f"{row.turn}/placeholder", row.id, row.user, row.chat, body.encode(), now()),
+        "INSERT OR IGNORE INTO outbox (bot, caller, key, inbox, user, chat, kind, body, state, changed) "
+        "VALUES (?, 'kai-bot', ?, ?, ?, ?, 'placeholder', ?, 'stored', ?)",
+        (row.bot, f"{row.turn}/placeholder", row.id, row.user, row.chat, body.encode(), now()),
     )
     query = f"SELECT {OUTBOX_COLUMNS} FROM outbox WHERE inbox = ? AND kind = 'placeholder'"
     return OutboxRow(*db.execute(query, (row.id,)).fetchone())

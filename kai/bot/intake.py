@@ -44,7 +44,7 @@ class Intake:
                 chat=chat.id,
                 message=query.message.message_id,
                 kind="control",
-                text=query.data or "",
+                text=_sound(query.data or ""),
                 callback=query.id,
             )
         if message is None or not message.text:
@@ -60,7 +60,7 @@ class Intake:
             chat=chat.id,
             message=message.message_id,
             kind=kind,  # type: ignore[arg-type]
-            text=message.text[:MOST_TEXT],
+            text=_sound(message.text[:MOST_TEXT]),
             journal=self.journal(user.name) if kind == "turn" else None,
         )
 
@@ -79,3 +79,8 @@ class Intake:
             self.last_line = time.monotonic()
             logger.warning("ignored %d update(s) of accounts or chats that are not admitted", self.strangers)
             self.strangers = 0
+
+
+def _sound(text: str) -> str:
+    """Half a surrogate pair is no character: neither the database nor a socket takes it."""
+    return text.encode("utf-8", "replace").decode("utf-8")

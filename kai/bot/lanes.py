@@ -18,10 +18,12 @@ from kai.bot.tables import InboxRow
 from kai.bot.turn import Turn
 from kai.interfaces import Journal
 from kai.lib import log
-from kai.lib.client import Client
+from kai.lib.client import Client, delays
 from kai.lib.store import StoreError
 
 logger = logging.getLogger(__name__)
+FAULTS_BORNE = 3
+"""How often an unforeseen fault is tried again before the user is told."""
 Command = Callable[[InboxRow], Awaitable[None]]
 
 
@@ -35,6 +37,8 @@ class Lane:
         self.waiting: deque[InboxRow] = deque()
         self.running: InboxRow | None = None
         self.running_task: asyncio.Task[None] | None = None
+        self.turn: Turn | None = None
+        self.stopped: set[int] = set()
         self.task: asyncio.Task[None] | None = None
 
     def put(self, row: InboxRow, *, rejoin: bool = False) -> None:
@@ -57,26 +61,61 @@ class Lane:
                 with log.fields(KAI_USER=self.user, KAI_TURN=row.turn, KAI_UPDATE=str(row.update_id)):
                     self.running_task = asyncio.create_task(self._one(row))
                     await asyncio.wait({self.running_task})
-                self.running = self.running_task = None
+                self.running = self.running_task = self.turn = None
+                self.stopped.discard(row.id)
         finally:
             self.task = None
             self.lanes.changed()
 
     async def _one(self, row: InboxRow) -> None:
-        try:
-            if row.kind == "command":
-                await self.lanes.command(row)
+        """See one row through. A fault is tried again in order: Start and Join make that safe at any point."""
+        rejoin = row.id in self.lanes.rejoin
+        for number, delay in enumerate(delays()):
+            try:
+                await self._attempt(row, rejoin=rejoin or (number > 0 and row.state == "running"))
+            except asyncio.CancelledError:
+                return
+            except StoreError as error:
+                logger.error("%s; tried again", error)
+            except Exception:
+                logger.exception("a fault in Kai")
+                if number == FAULTS_BORNE:
+                    await self._give_up(row)
+                    return
             else:
-                turn = Turn(row, self.agent, self.lanes.api, self.lanes.inbox, self.lanes.outbox, self.lanes.sender)
-                rejoin = row.id in self.lanes.rejoin
-                self.journal = await turn.run(rejoin=rejoin) or self.journal
                 self.lanes.rejoin.discard(row.id)
-        except asyncio.CancelledError:
+                return
+            await asyncio.sleep(delay)
+
+    async def _attempt(self, row: InboxRow, *, rejoin: bool) -> None:
+        lanes = self.lanes
+        if row.kind == "command":
+            await lanes.command(row)
             return
-        except StoreError as error:
-            logger.error("turn is left as it is: %s; it goes on after a restart", error)
-        except Exception:
-            logger.exception("turn is left as it is; it goes on after a restart")
+        self.turn = Turn(row, self.agent, lanes.api, lanes.inbox, lanes.outbox, lanes.sender)
+        self.turn.stop_asked = row.id in self.stopped
+        self.journal = await self.turn.run(rejoin=rejoin) or self.journal
+
+    async def _give_up(self, row: InboxRow) -> None:
+        note = plain("⚠ A fault in Kai kept this message from being worked on; the journal says more.")
+        lanes = self.lanes
+        if row.kind == "command":
+            lanes.sender.put(*await lanes.outbox.reply(row, note))
+        else:
+            lanes.sender.put(*await lanes.outbox.answer(row, "interrupted", [note]))
+
+    def find(self, *, row_id: int | None = None, turn: str = "") -> InboxRow | None:
+        """A turn of this lane that runs or waits."""
+        for row in (self.running, *self.waiting):
+            if row and row.kind == "turn" and (row.id == row_id or row.turn == turn):
+                return row
+        return None
+
+    def ask_to_stop(self, row: InboxRow) -> None:
+        """Whatever the supervisor says: a turn that has not begun must not begin any more."""
+        self.stopped.add(row.id)
+        if self.turn and self.turn.row is row:
+            self.turn.stop_asked = True
 
 
 class Lanes:
@@ -108,11 +147,15 @@ class Lanes:
         lane = self.of(user)
         return lane.journal if lane.task is None else None
 
-    async def drop(self, user: str, row: InboxRow | None) -> int:
-        """Drop one waiting turn, or with None all that wait; returns how many."""
+    async def drop(self, user: str, *, row: InboxRow | None = None, before: int | None = None) -> int:
+        """Drop one waiting turn, or all that wait, or those that arrived before a row; returns how many."""
         lane = self.of(user)
-        rows = [one for one in lane.waiting if row is None or one.id == row.id]
-        if lane.running and lane.running.state == "queued" and (row is None or row.id == lane.running.id):
+
+        def meant(one: InboxRow) -> bool:
+            return one is row if row else before is None or one.id < before
+
+        rows = [one for one in lane.waiting if meant(one)]
+        if lane.running and lane.running.state == "queued" and meant(lane.running):
             rows.append(lane.running)
         dropped = 0
         for one in rows:

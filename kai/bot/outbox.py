@@ -1,8 +1,8 @@
 """The outbox: what is to reach a chat, on disk before it is sent.
 
 A row is `stored`, then `sending`, then `sent`. The final text of a turn goes into its placeholder by an edit, and an
-edit may be repeated. Other messages can't be repeated safely once Telegram may have taken them: a row found as
-`sending` after a crash becomes `unknown` and is shown as such, never sent again on its own.
+edit may be repeated. So may the answer to a command. Other messages can't be repeated safely once Telegram may have
+taken them: such a row found as `sending` after a crash becomes `unknown`, never sent again on its own.
 """
 
 from __future__ import annotations
@@ -19,22 +19,34 @@ UNSENT = "('stored', 'sending')"
 
 
 class Outbox:
-    """Rows of all chats. Every function is one transaction."""
+    """Rows of one bot, of all its chats. Every function is one transaction."""
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
+    def __init__(self, store: Store, bot: int) -> None:
+        self.store, self.bot = store, bot
 
     async def recover(self) -> list[OutboxRow]:
-        """Rows to send after a start, in order. What was on its way and can't be repeated becomes unknown."""
+        """Rows to send after a start, in order. What was on its way and can't be repeated becomes unknown.
+
+        A turn that goes on sends its placeholder by itself.
+        """
 
         def work(db: sqlite3.Connection) -> list[OutboxRow]:
             db.execute(
                 "UPDATE outbox SET state = 'unknown', error = 'kai-bot ended while Telegram was answering', changed = ?"
-                " WHERE state = 'sending' AND kind IN ('control', 'message')",
-                (now(),),
+                " WHERE bot = ? AND state = 'sending' AND kind != 'control'",
+                (now(), self.bot),
             )
-            db.execute("UPDATE outbox SET state = 'stored' WHERE state = 'sending'")
-            rows = db.execute(f"SELECT {OUTBOX_COLUMNS} FROM outbox WHERE state IN {UNSENT} ORDER BY id").fetchall()
+            db.execute(
+                "UPDATE inbox SET state = 'delivered', changed = ? WHERE bot = ? AND state = 'answered' AND NOT EXISTS "
+                "(SELECT 1 FROM outbox WHERE outbox.inbox = inbox.id AND outbox.kind != 'placeholder' "
+                f"AND outbox.state IN {UNSENT})",
+                (now(), self.bot),
+            )
+            rows = db.execute(
+                f"SELECT {OUTBOX_COLUMNS} FROM outbox WHERE bot = ? AND state IN {UNSENT} AND kind != 'placeholder' "
+                "ORDER BY id",
+                (self.bot,),
+            ).fetchall()
             return [OutboxRow(*row) for row in rows]
 
         return await self.store.write(work)
@@ -51,7 +63,7 @@ class Outbox:
             for number, message in enumerate(messages):
                 kind: Literal["final", "message"] = "message" if number else "final"
                 key = f"{row.turn}/{number}"
-                stored.append(_insert(db, "kai-bot", key, row.id, row.user, row.chat, kind, message))
+                stored.append(_insert(db, self.bot, "kai-bot", key, row.id, row.user, row.chat, kind, message))
             return [one for one in stored if one is not None]
 
         return await self.store.write(work)
@@ -63,7 +75,9 @@ class Outbox:
             db.execute("UPDATE inbox SET state = 'delivered', changed = ? WHERE id = ?", (now(), row.id))
             if message is None:
                 return []
-            stored = _insert(db, "kai-bot", f"{row.turn}/reply", row.id, row.user, row.chat, "control", message)
+            stored = _insert(
+                db, self.bot, "kai-bot", f"{row.turn}/reply", row.id, row.user, row.chat, "control", message
+            )
             return [stored] if stored else []
 
         return await self.store.write(work)
@@ -76,7 +90,7 @@ class Outbox:
         def work(db: sqlite3.Connection) -> tuple[int, list[OutboxRow]]:
             stored = []
             for number, message in enumerate(messages):
-                one = _insert(db, caller, f"{key}/{number}", None, user, chat, "message", message)
+                one = _insert(db, self.bot, caller, f"{key}/{number}", None, user, chat, "message", message)
                 if one is not None:
                     stored.append(one)
             (first,) = db.execute("SELECT id FROM outbox WHERE caller = ? AND key = ?", (caller, f"{key}/0")).fetchone()
@@ -110,12 +124,14 @@ class Outbox:
         return OutboxRow(*rows[0]) if rows else None
 
     async def counts(self) -> dict[str, int]:
-        rows = await self.store.read("SELECT state, count(*) AS n FROM outbox GROUP BY state")
+        query = "SELECT state, count(*) AS n FROM outbox WHERE bot = ? GROUP BY state"
+        rows = await self.store.read(query, (self.bot,))
         return {row["state"]: row["n"] for row in rows}
 
 
 def _insert(
     db: sqlite3.Connection,
+    bot: int,
     caller: str,
     key: str,
     inbox: int | None,
@@ -125,9 +141,9 @@ def _insert(
     message: Body,
 ) -> OutboxRow | None:
     cursor = db.execute(
-        "INSERT OR IGNORE INTO outbox (caller, key, inbox, user, chat, kind, body, state, changed) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, 'stored', ?)",
-        (caller, key, inbox, user, chat, kind, message.encode(), now()),
+        "INSERT OR IGNORE INTO outbox (bot, caller, key, inbox, user, chat, kind, body, state, changed) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'stored', ?)",
+        (bot, caller, key, inbox, user, chat, kind, message.encode(), now()),
     )
     if not cursor.rowcount:
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from typing import Any
 
 from telegram.error import Conflict, InvalidToken, RetryAfter, TelegramError
 
@@ -41,9 +42,7 @@ class Polling:
                 updates = await self.api.updates(self.offset, patience)
                 if updates:
                     offset = updates[-1]["update_id"] + 1
-                    rows = await self.inbox.receive(self.intake.sort(self.api.parse(updates)), offset)
-                    self.offset = offset
-                    self.take(rows)
+                    await self._receive(updates, offset)
                     await asyncio.sleep(HEADSTART)
                 self.say("polling")
                 waits, patience = delays(), POLL_TIMEOUT
@@ -66,6 +65,24 @@ class Polling:
             except StoreError as error:
                 await self._pause(f"updates can't be stored and stay at Telegram: {error}", next(waits))
             patience = 0
+
+    async def _receive(self, updates: list[dict[str, Any]], offset: int) -> None:
+        """Store a batch. Of one that fails for an unforeseen reason, each update alone: one must not hold up all."""
+        try:
+            rows = await self.inbox.receive(self.intake.sort(self.api.parse(updates)), offset)
+        except StoreError:
+            raise
+        except Exception:
+            logger.exception("update %s could not be taken in", ", ".join(str(u["update_id"]) for u in updates))
+            if len(updates) == 1:
+                await self.inbox.receive([], offset)
+                rows = []
+            else:
+                for update in updates:
+                    await self._receive([update], update["update_id"] + 1)
+                return
+        self.offset = offset
+        self.take(rows)
 
     async def _pause(self, reason: str, seconds: float) -> None:
         logger.warning("%s", reason)

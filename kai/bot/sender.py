@@ -25,6 +25,9 @@ from kai.lib.store import StoreError
 
 EDIT_PERIOD = 1.5
 """Seconds between two edits of a growing message in one chat (S3)."""
+FAULT_PAUSE = 1.0
+CLOSE_PATIENCE = 5.0
+"""Seconds that a send gets to end when the bot is told to stop: cut off, nobody would know whether it arrived."""
 _PRIORITY = {"control": 0, "placeholder": 1, "final": 1, "message": 1}
 logger = logging.getLogger(__name__)
 
@@ -37,6 +40,7 @@ class Sender:
         self.chats: dict[int, Chat] = {}
         self.placeholders: dict[int, int] = {}
         self.tasks: set[asyncio.Task[None]] = set()
+        self.closing = False
 
     def put(self, *rows: OutboxRow) -> None:
         for row in rows:
@@ -71,10 +75,16 @@ class Sender:
         return self.placeholders[inbox]
 
     async def close(self) -> None:
-        """Stop; what is stored and unsent goes out after the next start."""
-        for task in (*self.tasks, *(chat.task for chat in self.chats.values() if chat.task)):
+        """Stop. What is on its way may arrive and is noted; the rest goes out after the next start."""
+        self.closing = True
+        sending = [chat.task for chat in self.chats.values() if chat.task]
+        if sending:
+            await asyncio.wait(sending, timeout=CLOSE_PATIENCE)
+        if self.tasks:
+            await asyncio.wait(self.tasks, timeout=CLOSE_PATIENCE)
+        for task in (*sending, *self.tasks):
             task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
+        await asyncio.gather(*sending, *self.tasks, return_exceptions=True)
 
 
 class Chat:
@@ -83,14 +93,18 @@ class Chat:
     def __init__(self, sender: Sender, chat: int) -> None:
         self.sender, self.api, self.outbox, self.id = sender, sender.api, sender.outbox, chat
         self.rows: list[tuple[int, int, OutboxRow]] = []
+        self.known: set[int] = set()
         self.growing: dict[int, Callable[[], Body]] = {}
         self.next_edit = 0.0
         self.news = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
 
     def put(self, row: OutboxRow) -> None:
-        heapq.heappush(self.rows, (_PRIORITY[row.kind], row.id, row))
-        self._wake()
+        """Queue a row; one that is queued or being sent already is left alone."""
+        if row.id not in self.known:
+            self.known.add(row.id)
+            heapq.heappush(self.rows, (_PRIORITY[row.kind], row.id, row))
+            self._wake()
 
     def show(self, inbox: int, growing: Callable[[], Body]) -> None:
         self.growing[inbox] = growing
@@ -103,14 +117,21 @@ class Chat:
 
     async def _work(self) -> None:
         try:
-            while self.rows or self.growing:
+            while (self.rows or self.growing) and not self.sender.closing:
                 self.news.clear()
-                if self.rows:
-                    _, _, row = heapq.heappop(self.rows)
-                    with log.fields(KAI_USER=row.user):
-                        await self._send(row)
-                else:
-                    await self._show_one()
+                try:
+                    if self.rows:
+                        row = self.rows[0][2]
+                        with log.fields(KAI_USER=row.user):
+                            await self._send(row)
+                        self.rows = [one for one in self.rows if one[2] is not row]
+                        heapq.heapify(self.rows)
+                        self.known.discard(row.id)
+                    else:
+                        await self._show_one()
+                except Exception:  # whatever it is, it must not stop what comes after it
+                    logger.exception("a message of this chat could not be sent now; it is tried again")
+                    await asyncio.sleep(FAULT_PAUSE)
         finally:
             self.task = None
 
@@ -140,6 +161,8 @@ class Chat:
         """See one row through to a final state, however long Telegram is away."""
         body = decode(row.body)
         for delay in delays():
+            if self.sender.closing:
+                return
             try:
                 message = await self._attempt(row, body)
                 if row.kind == "placeholder" and row.inbox is not None and message:
@@ -161,7 +184,7 @@ class Chat:
                     logger.error("Telegram refused a message: %s; it is kept as a dead letter", error)
                     self._mark(row, "dead", error=str(error))
                     return
-                if outcome == "unknown" and row.kind == "message":
+                if outcome == "unknown" and row.kind != "control" and row.state == "sending":
                     logger.warning("a part of an answer may or may not have arrived: %s", error)
                     self._mark(row, "unknown", error=str(error))
                     return

@@ -46,6 +46,7 @@ CREATE INDEX inbox_unfinished ON inbox (user, id) WHERE state IN ('received', 'q
 CREATE TABLE notes (user TEXT PRIMARY KEY, chat INTEGER NOT NULL, message INTEGER NOT NULL);
 CREATE TABLE outbox (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
+    bot INTEGER NOT NULL,
     caller TEXT NOT NULL,
     key TEXT NOT NULL,                     -- unique per caller: the same again stores nothing new
     inbox INTEGER,                         -- the row that this answers

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from contextlib import aclosing
 
 from kai.bot.api import Api
 from kai.bot.inbox import Inbox
+from kai.bot.message import plain
 from kai.bot.outbox import Outbox
 from kai.bot.sender import Sender
 from kai.bot.tables import InboxRow, InboxState, OutboxRow, now
@@ -20,6 +22,8 @@ from kai.lib.varlink import Busy, Fault, Misconfigured, Unavailable
 TYPING_DELAY, TYPING_PERIOD = 0.02, 4.0
 """Seconds before the first typing action, so that the placeholder goes first, and between two: Telegram shows one for
 five."""
+QUIET_TROUBLE = 3.0
+"""Seconds for which an agent that can't be reached is not worth a word: a restart takes less."""
 logger = logging.getLogger(__name__)
 
 
@@ -31,6 +35,8 @@ class Turn:
         self.inbox, self.outbox, self.sender = inbox, outbox, sender
         self.view = View(row)
         self.placed = False
+        self.stop_asked = False
+        self.troubled_since = 0.0
 
     async def run(self, *, rejoin: bool) -> Journal | None:
         """See the turn through. `rejoin`: it was running before the bot started, so it may have begun.
@@ -42,7 +48,8 @@ class Turn:
         try:
             if self.row.state == "queued":
                 journal = await self._persist_hello()
-                await self.inbox.run(self.row, journal)
+                if not await self.inbox.run(self.row, journal):
+                    return journal
             done = await self._follow(rejoin=rejoin)
         finally:
             if self.typing:
@@ -54,7 +61,11 @@ class Turn:
     async def _store(self, done: Event) -> list[OutboxRow]:
         """The answer goes to disk before it is sent, however long the disk is full; the supervisor keeps it too."""
         state: InboxState = "interrupted" if done.outcome == "interrupted" else "answered"
-        messages = self.view.final(done)
+        try:
+            messages = self.view.final(done)
+        except Exception:
+            logger.exception("the answer can't be rendered; it goes out as it is")
+            messages = [plain(done.text or done.error)]
         for delay in delays():
             try:
                 rows = await self.outbox.answer(self.row, state, messages)
@@ -79,14 +90,17 @@ class Turn:
     async def _begin_to_show(self) -> None:
         if self.typing is None:
             self.typing = asyncio.create_task(self._typing())
-        await self._placeholder()
+        try:
+            await self._placeholder()
+        except StoreError as error:  # the answer will say so too, and wait; the turn itself can go on
+            logger.error("no placeholder: %s", error)
 
     async def _placeholder(self) -> None:
         """Have the turn's first message sent, unless it was."""
         if self.placed:
             return
-        self.placed = True
         placeholder = await self.outbox.placeholder(self.row.id) or await self.inbox.placeholder(self.row)
+        self.placed = True
         if placeholder.message is None:
             self.sender.put(placeholder)
 
@@ -100,6 +114,7 @@ class Turn:
             try:
                 async with aclosing(await self.agent.open(call)) as events:
                     await self._begin_to_show()  # not before: the agent is to have its prompt first
+                    self.troubled_since = 0.0
                     async for event in events:
                         if event.kind == "done":
                             return event
@@ -116,8 +131,12 @@ class Turn:
                         error="The host or the agent's journal was reset in this turn; it may have run in part. "
                         "Send it again if you want it repeated.",
                     )
+                if self.stop_asked:
+                    return Event(kind="done", outcome="interrupted")
                 call = start  # the same journal never heard of it: it did not begin
             except (Busy, Misconfigured) as error:
+                if self.stop_asked and call is start:
+                    return Event(kind="done", outcome="interrupted")
                 await self._trouble(error)
                 await asyncio.sleep(next(waits))
             except Unavailable as error:
@@ -131,7 +150,8 @@ class Turn:
     async def _trouble(self, error: Exception) -> None:
         """Keep waiting, and say what for where it is worth saying."""
         logger.warning("waits for the agent: %s", error)
-        if isinstance(error, Misconfigured):
+        self.troubled_since = self.troubled_since or time.monotonic()
+        if isinstance(error, Misconfigured) or time.monotonic() - self.troubled_since > QUIET_TROUBLE:
             self.view.trouble = f"⚠ The agent can't start yet; this message waits. {error}"
             await self._begin_to_show()
             self.sender.show(self.row.chat, self.row.id, self.view.growing)

@@ -11,6 +11,7 @@ from kai.cli.status import active
 from kai.config import ConfigError, load
 from kai.interfaces import Retire
 from kai.lib.client import Client
+from kai.lib.log import printable
 from kai.lib.varlink import Fault, Unavailable
 
 
@@ -39,7 +40,8 @@ async def _retire(names: list[str]) -> int:
         try:
             await Client(runtime_dir() / "agent" / f"{name}.sock").call(Retire(), timeout=10)
         except (Unavailable, Fault) as error:
-            print(f"{name}: {error}: `systemctl restart kai-agent@{name}` does it at the cost of a running turn")
+            print(f"{name}: {printable(str(error))}")
+            print(f"  `systemctl restart kai-agent@{name}` does it at the cost of a running turn")
             code = 1
         else:
             print(f"{name}: leaves after its turn")

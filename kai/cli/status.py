@@ -12,6 +12,7 @@ from kai.cli.paths import config_dir, runtime_dir
 from kai.config import ConfigError, load
 from kai.interfaces import State, Status
 from kai.lib.client import Client
+from kai.lib.log import printable
 from kai.lib.varlink import Fault, Unavailable
 
 
@@ -51,9 +52,10 @@ async def _agent(user: str) -> str:
     try:
         state = await Client(runtime_dir() / "agent" / f"{user}.sock").call(State(), timeout=5)
     except (Unavailable, Fault) as error:
-        return str(error)
+        return printable(str(error))  # an agent's supervisor wrote it
     turn = f", turn {state.turn}" if state.turn else ""
-    return f"{state.state}{turn}, {state.turns} turns, ${state.cost_usd:.4f} in session {state.session or 'none'}"
+    session = state.session or "none"
+    return printable(f"{state.state}{turn}, {state.turns} turns, ${state.cost_usd:.4f} in session {session}", 300)
 
 
 def active(unit: str) -> bool:

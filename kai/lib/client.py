@@ -11,7 +11,7 @@ import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import msgspec
 
@@ -33,16 +33,16 @@ class Client:
         try:
             async with asyncio.timeout(timeout):
                 connection = await self._send(call, more=False)
-                async with aclosing(self._answers(call, *connection)) as answers:
+                async with aclosing(Answers(self.path, call, *connection)) as answers:
                     async for answer in answers:
                         return answer
         except TimeoutError:
             raise Unavailable(f"{self.path}: no answer to {call.NAME} within {timeout:g} s") from None
         raise Unavailable(f"{self.path}: no answer to {call.NAME}")
 
-    async def open(self, call: Call[R]) -> AsyncGenerator[R, None]:
-        """Send a call that is answered by a stream; returns when it is sent. Close the generator to end the call."""
-        return self._answers(call, *await self._send(call, more=True))
+    async def open(self, call: Call[R]) -> Answers[R]:
+        """Send a call that is answered by a stream; returns when it is sent. Close the answers to end the call."""
+        return Answers(self.path, call, *await self._send(call, more=True))
 
     async def stream(self, call: Call[R]) -> AsyncGenerator[R, None]:
         """`open`, sent when the first answer is asked for."""
@@ -59,25 +59,36 @@ class Client:
         writer.write(encode(Request(method=call.NAME, parameters=parameters, more=more)))
         return reader, writer
 
-    async def _answers(
-        self, call: Call[R], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> AsyncGenerator[R, None]:
+
+class Answers(Generic[R]):
+    """What comes back on one connection. Ends after the last answer; raises Unavailable, or the peer's Fault."""
+
+    def __init__(self, path: Path, call: Call[R], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.path, self.call, self.reader, self.writer = path, call, reader, writer
+        self.ended = False
+
+    def __aiter__(self) -> Answers[R]:
+        return self
+
+    async def __anext__(self) -> R:
+        if self.ended:
+            raise StopAsyncIteration
         try:
-            await writer.drain()
-            while True:
-                message = await read_message(reader)
-                if message is None:
-                    raise Unavailable(f"{self.path}: the peer went away during {call.NAME}")
-                reply = msgspec.json.decode(message, type=Reply)
-                if reply.error:
-                    raise _fault(reply.error, reply.parameters)
-                yield msgspec.json.decode(reply.parameters, type=call.REPLY)
-                if not reply.continues:
-                    return
+            await self.writer.drain()
+            message = await read_message(self.reader)
+            if message is None:
+                raise Unavailable(f"{self.path}: the peer went away during {self.call.NAME}")
+            reply = msgspec.json.decode(message, type=Reply)
+            if reply.error:
+                raise _fault(reply.error, reply.parameters)
+            self.ended = not reply.continues
+            return cast(R, msgspec.json.decode(reply.parameters, type=self.call.REPLY))
         except (ConnectionError, ValueError) as error:  # msgspec's errors are ValueErrors
             raise Unavailable(f"{self.path}: {error}") from None
-        finally:
-            writer.close()
+
+    async def aclose(self) -> None:
+        self.ended = True
+        self.writer.close()
 
 
 def _fault(name: str, parameters: msgspec.Raw) -> Exception:

@@ -185,6 +185,9 @@ async def _run(
         logger.error("%s", error)
         daemon.status(str(error))
         return EX_CONFIG
+    except Exception:
+        logger.exception("ended by a fault")  # not the interpreter's own traceback: it redacts no secret
+        return 1
     finally:
         watchdog.cancel()
         daemon.notify("STOPPING=1")

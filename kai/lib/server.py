@@ -192,7 +192,13 @@ class _Connection:
         if request.oneway:
             return
         body = msgspec.Raw(msgspec.json.encode(parameters))
-        self.writer.write(encode(Reply(parameters=body, continues=continues, error=error)))
+        data = encode(Reply(parameters=body, continues=continues, error=error))
+        if len(data) > MAX_MESSAGE:  # the peer would cut the connection, ask again, and cut it again
+            logger.error("the answer to %s has %d bytes, more than %d", request.method, len(data), MAX_MESSAGE)
+            fault = Internal(f"the answer to {request.method} is too long")
+            body = msgspec.Raw(msgspec.json.encode({fault.PARAMETER: fault.message}))
+            data = encode(Reply(parameters=body, error=fault.NAME))
+        self.writer.write(data)
         await self.writer.drain()
 
     def _service(self, request: Request) -> msgspec.Struct:

@@ -77,7 +77,10 @@ def route(method: str, target: str) -> str:
         return ""
     if (method, path) not in PLAIN and not (method == "GET" and MODEL.fullmatch(path)):
         raise Refused(404, f"kai-proxy passes on no {log.printable(method, 20)} {log.printable(path, 100)}")
-    pairs = parse_qsl(query, max_num_fields=20) if len(query) < 1000 else []
+    try:
+        pairs = parse_qsl(query, max_num_fields=20) if len(query) < 1000 else []
+    except ValueError:
+        raise Refused(400, "kai-proxy passes on at most 20 parameters") from None
     known = [(name, value) for name, value in pairs if re.fullmatch(PARAMETERS.get(name, "(?!)"), value)]
     return f"{path}?{urlencode(known)}" if known else path
 
