@@ -189,7 +189,7 @@ Backend = Annotated[
 Approvals = Annotated[Literal["auto", "ask"], Rule("auto or ask")]
 Streaming = Annotated[Literal["edit", "draft", "off"], Rule("edit, draft or off", prepare=_word)]
 Totp = Annotated[Literal["required"], Rule("the word required")]
-Door = Annotated[Literal["auto", "on", "off"], Rule("auto, on or off", prepare=_word)]
+Door = Annotated[Literal["auto", "off"], Rule("auto or off", prepare=_word)]
 Mode = Annotated[Literal["polling", "webhook"], Rule("polling or webhook")]
 Url = Annotated[
     str,

@@ -43,12 +43,12 @@ def test_values_are_read_and_what_is_given_is_known(tmp_path: Path) -> None:
     found = config(
         tmp_path,
         "telegram: {api_base: 'http://127.0.0.1:8081/', mode: polling}\n"
-        "agent: {command: claude --verbose, tool_timeout: off, model_door: on, model: }\n"
+        "agent: {command: claude --verbose, tool_timeout: off, model_door: off, model: }\n"
         "workspace_base: ~/projects/\nbudget: 3\ntimezone: UTC\nfile_retention_days: 30\npr_review: on\n",
     )
     assert found.kai.telegram.api_base == "http://127.0.0.1:8081"
     assert found.kai.agent.command == ("claude", "--verbose")
-    assert (found.kai.agent.tool_timeout, found.kai.agent.model_door) == (0, "on")
+    assert (found.kai.agent.tool_timeout, found.kai.agent.model_door) == (0, "off")
     assert (found.kai.workspace_base, found.kai.budget, found.kai.pr_review) == ("~/projects", 3.0, True)
     assert "agent.command" in found.given
     assert "agent.model" not in found.given
@@ -67,7 +67,7 @@ def test_values_are_read_and_what_is_given_is_known(tmp_path: Path) -> None:
         ("agent: {idle_timeout: 0}", "agent.idle_timeout: expected a whole number of seconds, 1 or more, got 0"),
         ("agent: {jobs_parallel: 0}", "agent.jobs_parallel: expected a number of jobs from 1 to 64, got 0"),
         ("agent: {tool_timeout: never}", 'agent.tool_timeout: expected a whole number of seconds, or off, got "never"'),
-        ("agent: {model_door: yes}", 'agent.model_door: expected auto, on or off, got "yes"'),
+        ("agent: {model_door: yes}", 'agent.model_door: expected auto or off, got "yes"'),
         ("agent: {command: []}", "agent.command: expected a list of words, the first a program's name or absolute"),
         ("agent: {command: bin/claude}", "agent.command: expected a list of words"),
         ("agent: {command: [-x]}", "agent.command: expected a list of words"),
