@@ -123,6 +123,7 @@ class ClaudeBackend(AgentBackend):
     def __init__(self) -> None:
         self._process: AgentProcess | None = None
         self._reading: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[None] | None = None
         self._waiting: asyncio.Task[None] | None = None
         self._turn: _Turn | None = None
         self._meter = Meter(resumed=False)
@@ -205,8 +206,8 @@ class ClaudeBackend(AgentBackend):
             self._reading.cancel()
         if self._waiting:
             self._waiting.cancel()
-        if self._turn:
-            await self._fail(self._turn, "The agent's process was ended.")
+        if self._turn:  # not waited for: its listener may be the one who closes
+            self._ending = asyncio.create_task(self._fail(self._turn, "The agent's process was ended."))
         return self._process is None or self._process.gone.is_set()
 
     # ---- what the agent says ----

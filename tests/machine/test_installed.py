@@ -307,6 +307,41 @@ def test_a_crash_looping_supervisor_does_not_kill_its_socket(kai: Host) -> None:
     kai.answer("bob", "worth waiting for", after=mark)
 
 
+def test_a_killed_supervisor_leaves_no_process_behind_and_the_user_is_told(kai: Host) -> None:
+    mark = kai.say("bob", "run: setsid sleep 4711 & setsid nohup sleep 4711 & sleep 4711")
+    kai.growing("bob", "Bash")
+    kai.machine.wait_for(lambda: kai.machine.run("pgrep -fc '^sleep 4711'", check=False).out.strip() == "3", 30)
+    kai.machine.run(["kill", "-9", main_pid(kai, "kai-agent@bob")])
+    kai.answer("bob", "cut off", after=mark)
+    assert kai.machine.run("pgrep -f '^sleep 4711'", check=False).code == 1, "no process of any uid is left"
+    kai.ask("bob", "say: works again", "works again")
+
+
+def test_a_full_disk_leaves_updates_at_telegram_until_there_is_room(kai: Host) -> None:
+    """The bot's state on a file system of its own that is filled to the last byte."""
+    kai.machine.systemctl("stop", "kai-bot")
+    kai.machine.run(
+        "mkdir -p /root/state && cp -a /var/lib/kai/bot/. /root/state/ && mount -t tmpfs -o size=4M,mode=0700 tmpfs "
+        "/var/lib/kai/bot && cp -a /root/state/. /var/lib/kai/bot/ && chown -R kai-bot: /var/lib/kai/bot"
+    )
+    try:
+        kai.machine.systemctl("start", "kai-bot")
+        kai.wait_status("polling as @")
+        kai.machine.run("dd if=/dev/zero of=/var/lib/kai/bot/full bs=1k 2>/dev/null", check=False)
+        mark = kai.say("alice", "say: " + "patience " * 400)
+        kai.wait_status("can't be stored and stay at Telegram")
+        assert kai.telegram.pending(), "what isn't stored isn't acknowledged"
+        kai.machine.run("rm /var/lib/kai/bot/full")
+        kai.answer("alice", "patience", after=mark)
+    finally:
+        kai.machine.systemctl("stop", "kai-bot")
+        kai.machine.run("cp -a /var/lib/kai/bot/. /root/state/ && umount /var/lib/kai/bot")
+        kai.machine.run("rm -rf /var/lib/kai/bot/* && cp -a /root/state/. /var/lib/kai/bot/")
+        kai.machine.systemctl("start", "kai-bot")
+    kai.wait_status("polling as @")
+    kai.ask("alice", "say: room again", "room again")
+
+
 def test_an_agent_that_cannot_start_is_told_with_what_to_do(kai: Host) -> None:
     kai.configure(agent={"command": ["/usr/local/bin/no-such-agent"]})
     kai.ask("carol", "/new", "fresh session")
