@@ -129,7 +129,7 @@ def test_one_turn_is_followed_through_all_units_by_its_id(kai: Host) -> None:
 )
 def test_bobs_agent_reaches_nothing_of_alices_nor_of_kais(kai: Host, attempt: str) -> None:
     kai.machine.run("systemctl start kai-agent@alice.service")
-    kai.machine.run("echo secret-of-alice > /var/lib/kai/users/alice/memory/MEMORY.md")
+    kai.machine.run("echo secret-of-alice > /var/lib/kai/users/alice/memory/MEMORY.md", user="alice")
     attempt = attempt.format(
         alice=main_pid(kai, "kai-agent@alice"), bob=main_pid(kai, "kai-agent@bob"), bot=main_pid(kai, "kai-bot")
     )
@@ -336,7 +336,7 @@ def test_a_full_disk_leaves_updates_at_telegram_until_there_is_room(kai: Host) -
     finally:
         kai.machine.systemctl("stop", "kai-bot")
         kai.machine.run("cp -a /var/lib/kai/bot/. /root/state/ && umount /var/lib/kai/bot")
-        kai.machine.run("rm -rf /var/lib/kai/bot/* && cp -a /root/state/. /var/lib/kai/bot/")
+        kai.machine.run("rm -rf /var/lib/kai/bot/* && cp -a /root/state/. /var/lib/kai/bot/ && rm -rf /root/state")
         kai.machine.systemctl("start", "kai-bot")
     kai.wait_status("polling as @")
     kai.ask("alice", "say: room again", "room again")
