@@ -106,7 +106,7 @@ demo() {
     done
     [ -n "$found" ] || die "Python 3.11 or later is needed (on Debian: sudo apt-get install python3 python3-venv)"
     if ! cmp -s pyproject.toml .venv/demo-installed; then
-        say "Once only: making a virtual environment in $here/.venv"
+        say "Once only: making a virtual environment in $here/.venv" >&2
         if ! [ -x .venv/bin/pip ]; then
             "$found" -m venv .venv >/dev/null ||
                 die "no virtual environment could be made (on Debian: sudo apt-get install python3-venv; then try again)"
