@@ -89,6 +89,7 @@ class Service:
         """Start the daemon now, if it isn't running."""
         if self.task is None and self.state != "failed" and not self.stopping:
             self._unwatch()
+            self.exited.clear()  # here and not in the task: who waits for the exit next waits for this life's
             self.task = self.loop.create_task(self._run())
 
     def _watch(self) -> None:
