@@ -474,6 +474,8 @@ next_steps() {
 
 # ---- Removing -------------------------------------------------------------------------------------------------
 
+stays=""
+
 uninstall() {
     step="removing Kai"
     [ "$(id -u)" = 0 ] || [ -n "$dry_run" ] || die "this needs root: sudo ./install.sh --uninstall"
@@ -497,7 +499,9 @@ uninstall() {
     run systemctl daemon-reload
     run systemctl reset-failed 'kai-*' 2>/dev/null || true
     [ -z "$purge" ] || purge
-    if [ -n "$purge" ]; then
+    if [ -n "$stays" ]; then
+        say "Kai and everything it kept is removed, but for these accounts:$stays"
+    elif [ -n "$purge" ]; then
         say "Kai and everything it kept is removed."
     else
         say "Kai is removed. What stays: $etc, $credstore/kai-*, /var/lib/kai, and the accounts and groups kai-*,"
@@ -532,6 +536,7 @@ remove_account() {
     left=$(find /proc -maxdepth 1 -uid "$2" -print -quit 2>/dev/null || true)
     [ -n "$left" ] || left=$(find / /home /srv /opt /var /tmp -xdev -uid "$2" -print -quit 2>/dev/null || true)
     if [ -n "$left" ]; then
+        stays+=" $1"
         warn "the account $1 stays: it still has a process or file ($left). Remove that, then: userdel $1"
         return
     fi
