@@ -45,22 +45,34 @@ class Store:
             connection = sqlite3.connect(
                 self.path, isolation_level=None, check_same_thread=False, timeout=patience, cached_statements=256
             )
-            connection.row_factory = sqlite3.Row
-            connection.execute("PRAGMA locking_mode=EXCLUSIVE")
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
-            connection.execute("PRAGMA cache_size=-1024")
-            (found,) = connection.execute("PRAGMA user_version").fetchone()
-            if found == 0:
-                connection.executescript(f"BEGIN IMMEDIATE; {schema}; PRAGMA user_version={version}; COMMIT")
-            elif found != version:
-                raise StoreError(f"{self.path}: version {found}, this program knows {version}: upgrade Kai")
-            (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-            if verdict != "ok":
-                raise StoreError(f"{self.path}: damaged ({verdict}): restore it from a backup or move it away")
         except sqlite3.Error as error:
-            raise StoreError(f"{self.path}: {error}: check the disk, its space and the file's owner") from None
+            raise self._fault(error) from None
+        try:
+            self._prepare(connection, schema, version, durable)
+        except BaseException as error:
+            connection.close()
+            if isinstance(error, sqlite3.Error):
+                raise self._fault(error) from None
+            raise
         return connection
+
+    def _prepare(self, connection: sqlite3.Connection, schema: str, version: int, durable: bool) -> None:
+        connection.row_factory = sqlite3.Row
+        connection.execute("PRAGMA locking_mode=EXCLUSIVE")
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+        connection.execute("PRAGMA cache_size=-1024")
+        (found,) = connection.execute("PRAGMA user_version").fetchone()
+        if found == 0:
+            connection.executescript(f"BEGIN IMMEDIATE; {schema}; PRAGMA user_version={version}; COMMIT")
+        elif found != version:
+            raise StoreError(f"{self.path}: version {found}, this program knows {version}: upgrade Kai")
+        (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            raise StoreError(f"{self.path}: damaged ({verdict}): restore it from a backup or move it away")
+
+    def _fault(self, error: sqlite3.Error) -> StoreError:
+        return StoreError(f"{self.path}: {error}: check the disk, its space and the file's owner")
 
     async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run `work` in a transaction; returns when it is committed. Raises what it raises, or StoreError."""
@@ -119,7 +131,7 @@ class Store:
     def _explain(self, error: Exception) -> Exception:
         if isinstance(error, sqlite3.IntegrityError) or not isinstance(error, sqlite3.Error):
             return error
-        return StoreError(f"{self.path}: {error}: check the disk, its space and the file's owner")
+        return self._fault(error)
 
 
 def _settle(future: asyncio.Future[Any], value: Any, fault: BaseException | None) -> None:
