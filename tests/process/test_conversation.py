@@ -181,13 +181,6 @@ async def test_an_answer_whose_acknowledgement_is_lost_is_not_shown_twice(stage:
     assert sum("once" in text for text in stage.shown()) == 1
 
 
-async def test_entities_that_telegram_refuses_cost_the_entities_not_the_text(stage: Stage) -> None:
-    stage.say("/stats")
-    await stage.answer("Session:")
-    stage.say("! printf 'a'")
-    await stage.answer("a")
-
-
 async def test_history_has_both_sides_and_is_written_once(stage: Stage) -> None:
     stage.say("! echo for-history")
     await stage.answer("for-history")
