@@ -11,10 +11,8 @@ from typing import Literal
 
 import msgspec
 
-from kai.lib.peers import BOT, INNER, OPERATOR, SCHEDULER, SUPERVISOR
+from kai.lib.peers import BOT, OPERATOR, SCHEDULER, SUPERVISOR
 from kai.lib.varlink import Call, Empty, Fault, method
-
-_ = INNER  # a peer that no Varlink method admits: its door is the agent's own API socket
 
 # ---- kai.Agent: one user's supervisor, on /run/kai/agent/USER.sock ------------------------------------------
 

@@ -47,7 +47,7 @@ class Turn:
         journal = None
         try:
             if self.row.state == "queued":
-                journal = await self._persist_hello()
+                journal = await self._hello()
                 if not await self.inbox.run(self.row, journal):
                     return journal
             done = await self._follow(rejoin=rejoin)
@@ -77,7 +77,7 @@ class Turn:
                 return rows
         raise AssertionError("delays never end")
 
-    async def _persist_hello(self) -> Journal:
+    async def _hello(self) -> Journal:
         """The journal is known before the row runs, or it could not be told whether the turn began."""
         for delay in delays():
             try:

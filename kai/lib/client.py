@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
@@ -18,7 +18,6 @@ import msgspec
 from kai.lib.varlink import MAX_MESSAGE, Call, Fault, Reply, Request, Unavailable, encode, read_message
 
 R = TypeVar("R", bound=msgspec.Struct)
-T = TypeVar("T")
 FIRST_DELAY, LONGEST_DELAY = 0.05, 5.0
 
 
@@ -105,15 +104,3 @@ def delays() -> Iterator[float]:
     while True:
         yield delay * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, guards nothing
         delay = min(delay * 2, LONGEST_DELAY)
-
-
-async def persist(attempt: Callable[[], Awaitable[T]], *, tries: int | None = None) -> T:
-    """Try again, with back-off, for as long as the peer is Unavailable; only for calls that may be repeated."""
-    for number, delay in enumerate(delays(), 1):
-        try:
-            return await attempt()
-        except Unavailable:
-            if number == tries:
-                raise
-            await asyncio.sleep(delay)
-    raise AssertionError("delays never end")

@@ -32,6 +32,7 @@ from pathlib import Path
 from sdnotify import SystemdNotifier
 
 from kai.lib import log
+from kai.lib.peers import check_uid_map
 from kai.lib.varlink import Misconfigured
 
 EX_CONFIG = 78
@@ -160,6 +161,8 @@ def run(name: str, serve: Callable[[Daemon], Awaitable[None]], *, instance: bool
     hide_memory()
     sys.setswitchinterval(SWITCH)
     try:
+        if not arguments.one_uid:
+            check_uid_map()
         sockets = take_sockets()
     except Misconfigured as error:
         parser.exit(EX_CONFIG, f"{name}: {error}\n")

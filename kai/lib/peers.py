@@ -15,6 +15,8 @@ from pathlib import Path
 
 import msgspec
 
+from kai.lib.varlink import Misconfigured
+
 OPERATOR = "operator"
 BOT = "kai-bot"
 SCHEDULER = "kai-scheduler"
@@ -27,7 +29,7 @@ INNER = "inner"
 UNIT_ACCOUNTS = frozenset({BOT, SCHEDULER, PROXY, WEBHOOK, GITHUB})
 SUPERVISOR_PREFIX = "kai-u-"
 NOBODY = 65534
-WHOLE_RANGE = 4294967295
+FEWEST_UIDS = 65536
 
 
 class Peer(msgspec.Struct, frozen=True):
@@ -82,13 +84,13 @@ class Peers:
 def check_uid_map(text: str | None = None) -> None:
     """Refuse to work in a user namespace that hides uids; `text` is /proc/self/uid_map when not given.
 
-    Raises RuntimeError: with a partial map every foreign caller looks like 65534 and identity means nothing.
+    Raises Misconfigured: under PrivateUsers=yes every foreign caller looks like 65534 and identity means nothing. A
+    container whose namespace holds a whole host's accounts is fine: they are told apart in there.
     """
     if text is None:
         text = Path("/proc/self/uid_map").read_text(encoding="ascii")
-    rows = [tuple(int(field) for field in line.split()) for line in text.splitlines()]
-    if not any(row == (0, 0, WHOLE_RANGE) for row in rows):
-        raise RuntimeError(
-            "this process sees only a part of the host's uids (uid_map), so callers can't be told apart; "
+    if sum(int(line.split()[2]) for line in text.splitlines()) < FEWEST_UIDS:
+        raise Misconfigured(
+            "this process sees only a few of the host's uids (/proc/self/uid_map), so callers can't be told apart: "
             "remove PrivateUsers= from its unit"
         )

@@ -215,4 +215,3 @@ async def test_the_token_is_in_no_log(stages: Stages) -> None:
     await asyncio.sleep(0.1)
     for unit in ("kai-bot", "kai-agent@alice"):
         assert "test-token" not in stage.launcher.logs(unit)
-    assert "***" in stage.launcher.logs("kai-bot") or "bot1234567" not in stage.launcher.logs("kai-bot")

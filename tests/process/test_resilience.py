@@ -4,14 +4,15 @@ import asyncio
 import json
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from kai.demo.botapi.faults import Fault
 from kai.interfaces import Deliver, Hello, Retire, Start
-from kai.lib.client import Client, persist
-from kai.lib.varlink import InvalidParameter, Misconfigured
+from kai.lib.client import Client, delays
+from kai.lib.varlink import InvalidParameter, Misconfigured, Unavailable
 
 from .conftest import TOKEN, Stage, Stages
 
@@ -171,7 +172,15 @@ async def test_a_turn_and_a_delivery_that_meet_a_broken_configuration_wait_and_a
     stage.launcher.services["kai-bot"].start()
     assert await stage.launcher.wait_exit("kai-bot") == 78
     bot = Client(stage.launcher.runtime / "bot.sock")
-    delivery = asyncio.create_task(persist(lambda: bot.call(Deliver(key="k", user="alice", text="*delivered*"))))
+
+    async def deliver() -> None:
+        for delay in delays():
+            with suppress(Unavailable):
+                await bot.call(Deliver(key="k", user="alice", text="*delivered*"))
+                return
+            await asyncio.sleep(delay)
+
+    delivery = asyncio.create_task(deliver())
     await asyncio.sleep(0.5)
     assert not delivery.done()
     users.write_text(good)

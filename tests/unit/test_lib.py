@@ -73,7 +73,8 @@ def test_sockets_meant_for_another_process_are_left_alone(monkeypatch: pytest.Mo
 
 def test_a_partial_uid_map_is_refused() -> None:
     check_uid_map("         0          0 4294967295\n")
-    with pytest.raises(RuntimeError, match="PrivateUsers"):
+    check_uid_map("         0     100000      65536\n")
+    with pytest.raises(Misconfigured, match="PrivateUsers"):
         check_uid_map("         0          0          1\n      1000       1000          1\n")
 
 
