@@ -399,6 +399,12 @@ def test_every_unit_verifies_and_keeps_to_its_exposure(kai: Host) -> None:
     kai.machine.run("systemd-analyze verify --man=no /usr/local/lib/systemd/system/kai*")
 
 
+def test_a_daemon_that_cannot_tell_its_callers_apart_refuses_to_start(kai: Host) -> None:
+    unit = ["systemd-run", "--quiet", "--wait", "--pipe", "-p", "User=kai-bot", "-p", "PrivateUsers=yes"]
+    refused = kai.machine.run([*unit, "/opt/kai/current/bin/kai-bot"], check=False)
+    assert (refused.code, "remove PrivateUsers=" in refused.err) == (78, True), refused
+
+
 def test_varlinkctl_of_systemd_understands_the_sockets(kai: Host) -> None:
     """Certified against the other implementation of the protocol, where systemd has it (257; 252 has none)."""
     if kai.machine.run("command -v varlinkctl", check=False).code != 0:
