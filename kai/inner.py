@@ -1,13 +1,19 @@
 """The door to a user's account: kai-inner, run as the account that the inner agent works in.
 
 The supervisor starts it through sudo without arguments, since those are logged and show in /proc, and sends one
-JSON object on one line of standard input. Three verbs:
+JSON object on one line of standard input. The verbs:
 
     {"verb": "agent", "command": ["claude", …], "workspace": "/…", "environment": {…}, "model_door": "/…"}
         Becomes the agent: clean environment, workspace as directory, all descriptors but 0, 1 and 2 closed. What
         follows the first line on standard input is the agent's and is not touched.
-    {"verb": "mkworkspace", "path": "/…"}
-        Makes a new directory with a git repository in it and answers {"path": …, "git": true|false}.
+    {"verb": "find", "base": "/…", "name": "…"}
+        Answers {} when name, beneath base and reached over no symbolic link, is a directory that the account may
+        enter; or {"error": …, "code": 403|404|424}. 424: it is the base that is missing or closed.
+    {"verb": "list", "base": "/…", "limit": N}
+        Answers {"names": […]}: the first N directories in base by name, neither links nor hidden ones; or code 424.
+    {"verb": "mkworkspace", "base": "/…", "name": "…"}
+        Makes a new directory with a git repository in it and answers {"git": true|false}; or code 403|404|409|424.
+        409: it exists already; 404: the directory above it doesn't.
     {"verb": "read", "root": "/…", "path": "…", "limit": N}
         Answers {"size": N, "name": …} and then the N bytes of a regular file beneath root, reached over no
         symbolic link; or {"error": …, "code": 403|404|413}. Fewer bytes than promised: the file shrank meanwhile.
@@ -16,12 +22,12 @@ It runs with the agent's own rights, so it is a convenience and no wall against 
 sockets and units. For the same reason it passes on any environment name, LD_PRELOAD too: nothing that the
 account couldn't do by itself. Standard library only, and little of it: every start of an agent waits for this.
 
-Exit status (sysexits.h and the shell's): 64 arguments were given, 65 bad request, 66 workspace or directory
-missing, 67 no such account, 73 can't create, 77 permission, 126 command not executable, 127 command not found.
+Exit status (sysexits.h and the shell's): 1 the answer is an error, 64 arguments were given, 65 bad request,
+66 workspace missing, 67 no such account, 77 permission, 126 command not executable, 127 command not found.
 """
 
 # pathlib would double what this imports:
-# ruff: noqa: PTH102, PTH110, PTH113, PTH119
+# ruff: noqa: PTH110, PTH113, PTH114, PTH119
 from __future__ import annotations
 
 import errno
@@ -39,7 +45,7 @@ if TYPE_CHECKING:
 
     Check = Callable[[Any], str]  # says what was expected, "" when the value is right
 
-EX_USAGE, EX_DATAERR, EX_NOINPUT, EX_NOUSER, EX_CANTCREAT, EX_NOPERM = 64, 65, 66, 67, 73, 77
+EX_USAGE, EX_DATAERR, EX_NOINPUT, EX_NOUSER, EX_NOPERM = 64, 65, 66, 67, 77
 NOT_EXECUTABLE, NOT_FOUND = 126, 127
 
 MAX_REQUEST = 1 << 20
@@ -58,6 +64,14 @@ class Refusal(Exception):
         self.status = status
 
 
+class Denial(Exception):
+    """The answer is an error: its code, which is HTTP's, and its words."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
 def main() -> int:
     """Carry out one request from standard input. Returns the exit status; `agent` doesn't return."""
     try:
@@ -69,6 +83,9 @@ def main() -> int:
         line = "".join(c if c.isprintable() else "?" for c in str(refusal))
         os.write(2, f"kai-inner: {line}\n".encode("utf-8", "replace"))
         return refusal.status
+    except Denial as denial:
+        answer({"error": str(denial), "code": denial.code})
+        return 1
     except BrokenPipeError:
         return 1  # the supervisor doesn't read the answer any more
 
@@ -264,33 +281,99 @@ def find(program: str, environment: dict[str, str]) -> str:
     )
 
 
-def mkworkspace(request: dict[str, Any]) -> int:
-    """Make a directory (its parent must exist) with a git repository, when git is there."""
-    path = os.path.normpath(request["path"])
-    if ".." in request["path"].split("/"):
-        raise Refusal(EX_DATAERR, f"workspace {request['path']}: expected a path without ..")
-    os.umask(0o022)
+def find_workspace(request: dict[str, Any]) -> int:
+    """Say whether a directory beneath the base can be worked in."""
+    directory = open_directory(base_of(request), request["name"])
     try:
-        os.mkdir(path)
-    except FileExistsError:
-        raise Refusal(EX_CANTCREAT, f"workspace {path}: exists already") from None
-    except (FileNotFoundError, NotADirectoryError):
-        raise Refusal(EX_NOINPUT, f"workspace {path}: the directory above it is missing") from None
-    except PermissionError as error:
-        raise Refusal(EX_NOPERM, f"workspace {path}: {error.strerror}") from None
+        os.fchdir(directory)
     except OSError as error:
-        raise Refusal(EX_CANTCREAT, f"workspace {path}: {error.strerror}") from None
-    answer({"path": path, "git": _git_init(path)})
+        raise why_not(error) from None
+    answer({})
     return 0
 
 
-def _git_init(path: str) -> bool:
+def list_workspaces(request: dict[str, Any]) -> int:
+    """Send the names of the directories in the base; those that aren't UTF-8 are left out."""
+    try:
+        with os.scandir(base_of(request)) as entries:
+            names = [entry.name for entry in entries if entry.name[0] != "." and _is_directory(entry)]
+    except OSError as error:
+        raise Denial(424, str(error.strerror)) from None
+    answer({"names": sorted(name for name in names if _text(name))[: request["limit"]]})
+    return 0
+
+
+def mkworkspace(request: dict[str, Any]) -> int:
+    """Make a directory beneath the base (its parent must exist) with a git repository, when git is there.
+
+    From the parent on, it is made and entered by descriptor: what is swapped meanwhile leads nowhere else.
+    """
+    above, _, last = request["name"].rpartition("/")
+    if last in ("", ".", ".."):
+        raise Denial(403, "expected the name of a directory")
+    parent = open_directory(base_of(request), above or ".")
+    os.umask(0o022)
+    try:
+        os.mkdir(last, dir_fd=parent)
+        os.fchdir(os.open(last, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent))
+    except OSError as error:
+        raise why_not(error) from None
+    answer({"git": _git_init()})
+    return 0
+
+
+def base_of(request: dict[str, Any]) -> str:
+    """The base's real path: it may be reached over links, unlike what is beneath it."""
+    try:
+        base: str = os.path.realpath(request["base"], strict=True)
+        os.close(os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC))
+    except OSError as error:
+        raise Denial(424, str(error.strerror)) from None
+    return base
+
+
+def open_directory(base: str, name: str) -> int:
+    """A descriptor of a directory beneath the base, over no symbolic link."""
+    from pathlib import Path
+
+    from kai.lib.hostile import open_beneath
+
+    try:
+        return open_beneath(Path(base), name, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise why_not(error) from None
+
+
+def why_not(error: OSError) -> Denial:
+    """Why a directory can't be reached or made."""
+    if error.errno == errno.ENOENT:
+        return Denial(404, "no such directory")
+    if error.errno == errno.EEXIST:
+        return Denial(409, "exists already")
+    reasons = {
+        errno.ELOOP: "is, or leads over, a symbolic link",
+        errno.EXDEV: "leads out of the directory for workspaces",
+        errno.ENOTDIR: "is, or leads over, something that is no directory",
+        errno.EACCES: "the agent's account has no right to it",
+    }
+    return Denial(403, reasons.get(error.errno or 0, str(error.strerror)))
+
+
+def _is_directory(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir(follow_symlinks=False)
+    except OSError:
+        return False
+
+
+def _git_init() -> bool:
+    """Make a repository in the current directory, wherever its name leads by now."""
     import subprocess  # slow to import, and no agent waits for it
 
     environment = clean_environment({})
     try:
         git = find("git", environment)
-        command = [git, "init", "-q", "--", path]
+        command = [git, "init", "-q"]
         done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, stdout=2, check=False)
     except (Refusal, OSError):
         return False
@@ -306,28 +389,24 @@ def read(request: dict[str, Any]) -> int:
     root, path = request["root"].rstrip("/"), request["path"]
     try:
         fd = open_beneath(Path(root or "/"), path.removeprefix(f"{root}/"))
-    except (FileNotFoundError, NotADirectoryError):
-        return refuse(404, f"{path}: no such file")
     except OSError as error:
+        if os.path.islink(root):
+            raise Denial(403, f"{root}: is a symbolic link") from None
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            raise Denial(404, f"{path}: no such file") from None
         reasons = {errno.ELOOP: "leads over a symbolic link", errno.EXDEV: f"leads out of {root or '/'}"}
-        return refuse(403, f"{path}: {reasons.get(error.errno or 0, error.strerror)}")
+        raise Denial(403, f"{path}: {reasons.get(error.errno or 0, error.strerror)}") from None
     about = os.fstat(fd)
     if not stat.S_ISREG(about.st_mode):
-        return refuse(403, f"{path}: not a regular file")
+        raise Denial(403, f"{path}: not a regular file")
     if about.st_size > request["limit"]:
-        return refuse(413, f"{path}: {about.st_size} bytes, more than {request['limit']}")
+        raise Denial(413, f"{path}: {about.st_size} bytes, more than {request['limit']}")
     answer({"size": about.st_size, "name": os.path.basename(path)})
     left = about.st_size
     while left and (chunk := os.read(fd, min(left, CHUNK))):
         write(chunk)
         left -= len(chunk)
     return 0
-
-
-def refuse(code: int, error: str) -> int:
-    """Answer that a file is not given out; the code is the one of the agent's own HTTP interface."""
-    answer({"error": error, "code": code})
-    return 1
 
 
 def answer(value: dict[str, Any]) -> None:
@@ -349,7 +428,9 @@ VERBS: dict[str, tuple[Callable[[dict[str, Any]], int], dict[str, Check]]] = {
             "model_door": _absolute_or_nothing,
         },
     ),
-    "mkworkspace": (mkworkspace, {"path": _absolute}),
+    "find": (find_workspace, {"base": _absolute, "name": _filled}),
+    "list": (list_workspaces, {"base": _absolute, "limit": _limit}),
+    "mkworkspace": (mkworkspace, {"base": _absolute, "name": _filled}),
     "read": (read, {"root": _absolute, "path": _filled, "limit": _limit}),
 }
 

@@ -24,23 +24,43 @@ class Part(msgspec.Struct):
     text: str
 
 
+class Ran(msgspec.Struct):
+    """How many calls of a tool have ended in this turn."""
+
+    tool: str
+    count: int
+
+
 class Event(msgspec.Struct, omit_defaults=True):
     """One step of a turn. Exactly one `done` comes, and it is last.
 
     `text` in a text event belongs at `offset` (characters) of the turn's text: who joins late or twice cuts there
     and appends. `cost_usd` is what the turn has cost so far, in US dollars.
+
+    A `tool` event tells what runs now: `summary` in one line, `since` in seconds since the epoch, `running` false
+    when nothing does; `ran` counts what has ended. An `approval` event with `running` asks for a decision: `detail`
+    is what is to be run or changed, readable; `patterns` is what "this session" would allow. Without `running` it
+    tells how the question named by `approval` ended.
     """
 
-    kind: Literal["started", "text", "tool", "usage", "done"]
+    kind: Literal["started", "text", "tool", "approval", "usage", "done"]
     offset: int = 0
     text: str = ""
     session: str = ""
     resumed: bool = False
+    call: str = ""
     tool: str = ""
     summary: str = ""
     running: bool = False
+    since: float = 0.0
+    ran: list[Ran] = []
+    approval: str = ""
+    detail: str = ""
+    patterns: list[str] = []
+    answer: Literal["", "once", "session", "deny", "expired", "withdrawn"] = ""
     cost_usd: float = 0.0
     outcome: Literal["", "ok", "failed", "interrupted"] = ""
+    reason: Literal["", "budget", "died"] = ""
     error: str = ""
 
 
@@ -52,7 +72,11 @@ class Journal(msgspec.Struct):
 
 
 class AgentState(msgspec.Struct):
-    """What `/stats` and `kai status` show. Times are seconds since the epoch, money is US dollars."""
+    """What `/stats` and `kai status` show. Times are seconds since the epoch, money is US dollars.
+
+    `turns`, `cost_usd` and `since` are the session's; today and month are the user's own, in his time zone.
+    `up_since` is the start of the supervisor, `workspace` the name of the current one.
+    """
 
     user: str
     state: Literal["idle", "starting", "ready", "working", "draining"]
@@ -63,6 +87,11 @@ class AgentState(msgspec.Struct):
     turns: int
     cost_usd: float
     since: float
+    workspace: str = ""
+    budget_usd: float = 0.0
+    cost_today_usd: float = 0.0
+    cost_month_usd: float = 0.0
+    up_since: float = 0.0
 
 
 class UnknownTurn(Fault, name="kai.Agent.UnknownTurn"):
@@ -102,9 +131,148 @@ class Stop(Call[Stopped]):
     turn: str
 
 
-@method("kai.Agent.NewSession", reply=Empty, callers={BOT})
-class NewSession(Call[Empty]):
-    """End the session: the next turn starts a fresh one."""
+class SessionEnded(msgspec.Struct):
+    """How a session ended. `saved`: the agent was given time for its memory and used it; else `note` says why not."""
+
+    saved: bool = False
+    note: str = ""
+
+
+@method("kai.Agent.NewSession", reply=SessionEnded, callers={BOT})
+class NewSession(Call[SessionEnded]):
+    """End the session of this workspace: the next turn starts a fresh one.
+
+    The agent is first given at most 30 s to bring its memory up to date; `Stop` with the same `turn` cuts that short.
+    """
+
+    turn: str = ""
+
+
+class Answered(msgspec.Struct):
+    """The answer that holds; `taken` is false when it was another one, or when nothing of that id is asked."""
+
+    taken: bool
+    answer: Literal["", "once", "session", "deny", "expired", "withdrawn"] = ""
+
+
+@method("kai.Agent.Answer", reply=Answered, callers={BOT})
+class Answer(Call[Answered]):
+    """Decide an approval of this turn. The first answer wins."""
+
+    turn: str
+    approval: str
+    answer: Literal["once", "session", "deny"]
+
+
+class Setting(msgspec.Struct):
+    """A value in force and where it comes from: "your choice for this workspace", "workspaces.yaml", "your choice",
+    "users.yaml", "kai.yaml", "host" or "built-in". `choices` are the values that may be chosen, where they are few."""
+
+    field: str
+    value: str
+    source: str
+    choices: list[str] = []
+
+
+class SettingsInForce(msgspec.Struct):
+    """All settings of the current workspace. `ceiling_usd` is the most that the budget may be."""
+
+    workspace: str
+    settings: list[Setting]
+    ceiling_usd: float
+
+
+@method("kai.Agent.Settings", reply=SettingsInForce, callers={BOT, OPERATOR})
+class Settings(Call[SettingsInForce]):
+    """What is in force for this user now; changes nothing."""
+
+
+@method("kai.Agent.Set", reply=SettingsInForce, callers={BOT, OPERATOR})
+class Set(Call[SettingsInForce]):
+    """Choose a value, for the current workspace alone or for all; "" takes the choice back, field "" all of them.
+
+    It holds from the next turn on. Chat may only tighten approvals: `auto` is the operator's to choose. Raises
+    InvalidParameter with the field and what is wrong.
+    """
+
+    field: str
+    value: str
+    workspace: bool = False
+
+
+class Model(msgspec.Struct):
+    """A model that the agent offers; `name` is what can be chosen."""
+
+    name: str
+    title: str = ""
+    description: str = ""
+
+
+class ModelList(msgspec.Struct):
+    """What can be chosen, and what is in force ("" is the agent's own default)."""
+
+    current: str
+    source: str
+    models: list[Model]
+
+
+@method("kai.Agent.Models", reply=ModelList, callers={BOT})
+class Models(Call[ModelList]):
+    """The models that the agent knows; it is started for that where it has not told them yet."""
+
+
+class Place(msgspec.Struct):
+    """A workspace: `name` is `home` or its path below the base. `used` is seconds since the epoch, 0 for never."""
+
+    name: str
+    path: str
+    used: float = 0.0
+
+
+class WorkspaceList(msgspec.Struct):
+    """The current workspace, and those that can be switched to: recent ones first."""
+
+    current: Place
+    places: list[Place]
+    base: str = ""
+
+
+@method("kai.Agent.Workspaces", reply=WorkspaceList, callers={BOT})
+class Workspaces(Call[WorkspaceList]):
+    """Where the agent works, and where else it could."""
+
+
+class Switched(msgspec.Struct):
+    """The workspace that is current now. `resumed`: it has a session to come back to; `git`: a new one has a
+    repository."""
+
+    place: Place
+    resumed: bool = False
+    git: bool = False
+
+
+@method("kai.Agent.SwitchWorkspace", reply=Switched, callers={BOT})
+class SwitchWorkspace(Call[Switched]):
+    """Work in another workspace from the next turn on; with `create`, make it first, as the agent's account.
+
+    Raises InvalidParameter with what is wrong with the name, Busy while a turn runs.
+    """
+
+    name: str
+    create: bool = False
+
+
+class MemoryText(msgspec.Struct):
+    """The user's memory file. `note` says why `text` is empty or not all of it."""
+
+    path: str
+    text: str = ""
+    note: str = ""
+
+
+@method("kai.Agent.Memory", reply=MemoryText, callers={BOT})
+class Memory(Call[MemoryText]):
+    """What the agent remembers of its user: the file as it is."""
 
 
 @method("kai.Agent.State", reply=AgentState, callers={BOT, OPERATOR})

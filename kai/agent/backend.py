@@ -10,13 +10,19 @@ import abc
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
-from kai.interfaces import Event, Part
+from kai.interfaces import Event, Model, Part
 
 SESSION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 """What can be a session's id. It comes from the agent, is shown to people, and goes into a command line."""
+
+
+Ending = Literal["left", "killed", "stuck"]
+"""How a process ended: it left by itself at the end of its input; it had died before or had to be killed, and what it
+started may still be there; it is still there itself. But for the first, only the end of the control group cleans up."""
 
 
 class Context(msgspec.Struct, frozen=True):
@@ -24,7 +30,10 @@ class Context(msgspec.Struct, frozen=True):
 
     `session` is the id of a session to resume, "" for a fresh one. `system_prompt` (Markdown) is identity, memory
     and the rest of S6, made new for each start. `door` is the launcher's command: sudo and kai-inner, without
-    arguments of ours. `model_door` is the socket of kai-proxy's model door, "" where there is none.
+    arguments of ours. `model_door` is the socket of kai-proxy's model door, "" where there is none. With `ask`, the
+    agent asks before what it may not do by itself, except reading and writing in `memory`, its own directory.
+    `allowed` are the patterns of approvals that need not be asked for again in this session. `budget_usd` is what
+    this process may spend, 0 for no limit.
     """
 
     user: str
@@ -37,6 +46,10 @@ class Context(msgspec.Struct, frozen=True):
     model_door: str = ""
     environment: tuple[tuple[str, str], ...] = ()
     trust_settings: bool = False
+    ask: bool = False
+    allowed: tuple[str, ...] = ()
+    budget_usd: float = 0.0
+    memory: Path | None = None
 
 
 class AgentDied(Exception):
@@ -58,7 +71,9 @@ class AgentBackend(abc.ABC):
     def turn(self, prompt: list[Part]) -> AsyncIterator[Event]:
         """Run one turn. The last event is `done`, and there is exactly one.
 
-        An agent that dies in the turn ends it with `done`, outcome `failed`; the backend is then dead.
+        An agent that dies in the turn ends it with `done`, outcome `failed`, reason `died`; the backend is then dead.
+        One that has spent its `budget_usd` ends it with reason `budget`. A tool event has the id of its `call`. An
+        approval event with `running` waits for `answer`; one without says that the agent no longer asks.
         """
 
     @abc.abstractmethod
@@ -66,17 +81,38 @@ class AgentBackend(abc.ABC):
         """Ask the agent to stop the running turn by its own protocol; `turn` then ends with `interrupted`."""
 
     @abc.abstractmethod
-    async def close(self) -> bool:
+    async def answer(self, approval: str, *, allow: bool, remember: bool = False, message: str = "") -> None:
+        """Answer an approval of the running turn; `message` tells the agent why not. An unknown id is ignored.
+
+        With `remember`, what its patterns stand for isn't asked again by this process; see `Context.allowed`.
+        """
+
+    @abc.abstractmethod
+    async def close(self) -> Ending:
         """End the process: close its input, wait a little, then SIGTERM through the door, then give it up.
 
-        True when the process is gone; False after 10 s, when only the end of the control group can help. A turn
-        that still runs ends with `done`. Safe to call twice.
+        Takes 10 s at the most. A turn that still runs ends with `done`. Safe to call twice.
         """
 
     @property
     @abc.abstractmethod
     def alive(self) -> bool:
         """Whether another turn can be given to this process."""
+
+    @property
+    @abc.abstractmethod
+    def heard(self) -> float:
+        """When the agent last gave a sign of life (time.monotonic()). Noise that says nothing is none."""
+
+    @property
+    @abc.abstractmethod
+    def models(self) -> list[Model]:
+        """What the agent told at its start of the models that can be chosen."""
+
+    @property
+    @abc.abstractmethod
+    def commands(self) -> list[str]:
+        """Names of the agent's own slash commands, without the slash."""
 
     @property
     @abc.abstractmethod

@@ -3,24 +3,30 @@
 Measured rules that shape this file: nothing is printed before the first input, so the start is an `initialize` request
 and its answer; `init` comes at every turn; `is_error` decides, not `subtype`; a message sent while the CLI is busy
 waits there; and the CLI runs turns of its own too (a background command ended), whose results are not ours. Our message
-carries a uuid, and `command_lifecycle` says when its turn begins and ends; CLIs without that are read in order.
+carries a uuid, and `command_lifecycle` says when its turn begins and ends; CLIs without that are read in order. Only a
+turn of ours may ask for approval: of the CLI's own, nobody knows.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import re
+import time
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import suppress
+from typing import Literal
 
 import msgspec
 
-from kai.agent.backend import SESSION_ID, AgentBackend, AgentDied, Context, SessionUnknown
+from kai.agent import permission
+from kai.agent.backend import SESSION_ID, AgentBackend, AgentDied, Context, Ending, SessionUnknown
 from kai.agent.process import MAX_LINE, AgentProcess
-from kai.agent.stream import Message, Meter, TurnReader, aborted, errors, parse, part, text
-from kai.interfaces import Event, Part
-from kai.lib import log
+from kai.agent.stream import Message, Meter, TurnReader, aborted, errors, over_budget, parse, part, parts, text
+from kai.config.rules import MODEL_NAME
+from kai.interfaces import Event, Model, Part
+from kai.lib.log import printable
 
 SLOWEST_START = 30.0
 """Seconds until the answer to `initialize`; 0.3 is usual."""
@@ -30,8 +36,9 @@ FLAGS = (
     *("-p", "--input-format", "stream-json", "--output-format", "stream-json"),
     *("--verbose", "--include-partial-messages"),
     *("--system-prompt-snapshot", "off"),  # else a resumed session keeps its old instructions
-    *("--permission-mode", "bypassPermissions"),
 )
+UNASKED = ("--permission-mode", "bypassPermissions")
+ASKED = ("--permission-mode", "default", "--permission-prompt-tool", "stdio")
 REPOSITORY_OFF = ("--setting-sources", "user", "--strict-mcp-config")
 """Without these, a cloned repository's hooks, MCP servers and ANTHROPIC_BASE_URL are obeyed."""
 ENVIRONMENT = {
@@ -41,14 +48,30 @@ ENVIRONMENT = {
     "ENABLE_TOOL_SEARCH": "false",
 }
 LONGEST_REQUEST_ID = 128
+MOST_OPEN, LONGEST_REQUEST = 16, 1 << 20
+"""Questions that wait at the same time, and bytes of one: more is nothing that a person can decide."""
+MOST_MODELS, MOST_COMMANDS, LONGEST_NAME = 50, 500, 64
+SIGNS = frozenset(
+    ("system", "stream_event", "assistant", "user", "result", "control_response", "control_request", "tool_progress")
+)
+"""Kinds of messages that show that the agent works; waiting for the next try at the model (api_retry) is among them."""
 NO_SESSION = ("No conversation found with session ID", "--resume requires a valid session ID")
 TOO_LONG = f"The agent's answer had a line of more than {MAX_LINE >> 20} MiB."
+COMMAND_NAME = re.compile(r"[A-Za-z0-9_:-]{1,64}")
+Reason = Literal["", "budget", "died"]
 logger = logging.getLogger(__name__)
 
 
 def request(context: Context) -> Message:
     """What kai-inner is asked for."""
-    command = [*context.command, *FLAGS]
+    command = [*context.command, *FLAGS, *(ASKED if context.ask else UNASKED)]
+    if context.ask:
+        allowed = [pattern for pattern in context.allowed if permission.is_rule(pattern)]
+        if context.memory:  # its memory is its own; `//` begins an absolute path in the CLI's rules
+            allowed += [f"{tool}(/{context.memory}/**)" for tool in ("Read", "Edit", "Write")]
+            command += ["--add-dir", str(context.memory)]
+        command += ["--allowedTools", *allowed] if allowed else []
+    command += ["--max-budget-usd", f"{context.budget_usd:.6f}"] if context.budget_usd > 0 else []
     command += [] if context.trust_settings else REPOSITORY_OFF
     command += ["--model", context.model] if context.model else []
     command += ["--resume", context.session] if context.session else []
@@ -129,6 +152,12 @@ class ClaudeBackend(AgentBackend):
         self._meter = Meter(resumed=False)
         self._told_cost = 0.0
         self._session = ""
+        self._heard = time.monotonic()
+        self._models: list[Model] = []
+        self._commands: list[str] = []
+        self._open: dict[str, tuple[str, Message]] = {}
+        self._remembered: set[str] = set()
+        self._questions = 0
         self._resumed = self._alive = False
         self._own_turn = self._lifecycle = False
         self._requests = 0
@@ -143,6 +172,18 @@ class ClaudeBackend(AgentBackend):
         return self._session
 
     @property
+    def heard(self) -> float:
+        return self._heard
+
+    @property
+    def models(self) -> list[Model]:
+        return self._models
+
+    @property
+    def commands(self) -> list[str]:
+        return self._commands
+
+    @property
     def cost_usd(self) -> float:
         return self._meter.sum
 
@@ -152,6 +193,7 @@ class ClaudeBackend(AgentBackend):
         self._context = context
         self._session, self._resumed = context.session, bool(context.session)
         self._meter = Meter(resumed=self._resumed)
+        self._remembered = set(context.allowed)
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         try:
             self._process = await AgentProcess.spawn(context.door)
@@ -197,10 +239,20 @@ class ClaudeBackend(AgentBackend):
             self._turn.interrupting = True
             self._control("interrupt")
 
-    async def close(self) -> bool:
+    async def answer(self, approval: str, *, allow: bool, remember: bool = False, message: str = "") -> None:
+        if approval not in self._open:
+            return
+        request_id, request = self._open.pop(approval)
+        if not allow:
+            self._forbid(request_id, message)
+            return
+        if remember:
+            self._remembered.add(permission.exact(request))
+        self._permit(request_id, request, permission.rules(request) if remember else [])
+
+    async def close(self) -> Ending:
         self._alive = False
-        if self._process:
-            await self._process.close()
+        ending: Ending = await self._process.close() if self._process else "left"
         if self._reading:
             await asyncio.wait({self._reading}, timeout=LAST_WORDS)
             self._reading.cancel()
@@ -208,7 +260,7 @@ class ClaudeBackend(AgentBackend):
             self._waiting.cancel()
         if self._turn:  # not waited for: its listener may be the one who closes
             self._ending = asyncio.create_task(self._fail(self._turn, "The agent's process was ended."))
-        return self._process is None or self._process.gone.is_set()
+        return ending
 
     # ---- what the agent says ----
 
@@ -226,7 +278,8 @@ class ClaudeBackend(AgentBackend):
         if not self._ready.done():
             self._ready.set_exception(why_it_died(process.status, tail, self._context))
         if self._turn:
-            await self._fail(self._turn, f"The agent ended in the middle of the turn ({process.status}).", *tail)
+            told = f"The agent ended in the middle of the turn ({process.status})."
+            await self._fail(self._turn, told, *tail, reason="died")
 
     async def _line(self, line: bytes | None) -> None:
         if line is None:
@@ -238,17 +291,27 @@ class ClaudeBackend(AgentBackend):
         if message is None:
             self._not_json(line)
             return
+        self._hear(message)
         match message.get("type"):
             case "control_response":
                 self._answered(part(message, "response"))
             case "control_request":
-                self._refuse(text(message, "request_id"))
+                await self._asked(text(message, "request_id"), part(message, "request"))
+            case "control_cancel_request":
+                await self._withdraw(text(message, "request_id"))
             case "command_lifecycle":
                 await self._step(text(message, "command_uuid"), text(message, "state"))
             case "result":
                 await self._result(message)
             case kind:
                 await self._said(kind, message)
+
+    def _hear(self, message: Message) -> None:
+        """Whether this is a sign of life: text that nobody will see, and kinds that nobody knows, are none."""
+        turn = self._turn
+        full = turn is not None and turn.reader.full
+        if message.get("type") in SIGNS and not (full and message.get("type") in ("stream_event", "assistant")):
+            self._heard = time.monotonic()
 
     async def _said(self, kind: object, message: Message) -> None:
         turn = self._turn
@@ -324,16 +387,19 @@ class ClaudeBackend(AgentBackend):
         if not failed:
             await turn.tell(*turn.reader.whole(text(message, "result")))
             await self._end(turn, Event(kind="done", outcome="ok"))
+        elif over_budget(message):
+            await self._fail(turn, errors(message), reason="budget")
         elif aborted(message) or (turn.interrupting and message.get("subtype") == "error_during_execution"):
             await self._end(turn, Event(kind="done", outcome="interrupted"))
         else:
             await self._fail(turn, failure(message, self._context))
 
-    async def _fail(self, turn: _Turn, *lines: str) -> None:
-        await self._end(turn, Event(kind="done", outcome="failed", error="\n".join(lines)))
+    async def _fail(self, turn: _Turn, *lines: str, reason: Reason = "") -> None:
+        await self._end(turn, Event(kind="done", outcome="failed", error="\n".join(lines), reason=reason))
 
     async def _end(self, turn: _Turn, done: Event) -> None:
         self._turn = None
+        self._open.clear()
         done.text, done.session = turn.reader.text, self._session
         done.cost_usd, self._told_cost = self._meter.sum - self._told_cost, self._meter.sum
         await turn.tell(done)
@@ -348,7 +414,7 @@ class ClaudeBackend(AgentBackend):
 
     def _not_json(self, line: bytes) -> None:
         if not self._garbage:
-            shown = log.printable(line[:400].decode("utf-8", "replace"), 200)
+            shown = printable(line[:400].decode("utf-8", "replace"), 200)
             self._garbage.append(f"It printed what is no stream-json: {shown}")
             logger.debug("ignored, as every line like it: %s", shown)
 
@@ -358,10 +424,63 @@ class ClaudeBackend(AgentBackend):
         if text(response, "request_id") != "kai-1" or self._ready.done():
             return
         if response.get("subtype") == "success":
+            self._learn(part(response, "response"))
             self._alive = True
             self._ready.set_result(None)
         else:
             self._ready.set_exception(AgentDied(f"The agent refused to start: {text(response, 'error')}"))
+
+    def _learn(self, told: Message) -> None:
+        """What the CLI says at its start of what it offers."""
+        for model in parts(told, "models")[:MOST_MODELS]:
+            name = text(model, "value")
+            if MODEL_NAME.fullmatch(name):
+                title, description = text(model, "displayName"), text(model, "description")
+                self._models.append(Model(name, printable(title, LONGEST_NAME), printable(description, 200)))
+        names = [text(command, "name") for command in parts(told, "commands")[:MOST_COMMANDS]]
+        self._commands = [name for name in names if COMMAND_NAME.fullmatch(name)]
+
+    async def _asked(self, request_id: str, request: Message) -> None:
+        """The agent asks whether it may use a tool; anything else wasn't offered to it."""
+        if text(request, "subtype") != "can_use_tool" or not self._context.ask:
+            self._refuse(request_id)
+            return
+        turn = self._turn
+        if turn is None or not turn.begun or turn.interrupting:
+            self._forbid(request_id, "Nobody can be asked now, so this is denied.")
+        elif len(self._open) >= MOST_OPEN or len(request_id) > LONGEST_REQUEST_ID:
+            self._forbid(request_id, "Too many questions at the same time: ask one after another.")
+        elif len(msgspec.json.encode(request)) > LONGEST_REQUEST:
+            self._forbid(request_id, "This is too long to be shown to the user: do it in smaller steps.")
+        elif permission.exact(request) in self._remembered:
+            self._permit(request_id, request, [])
+        else:
+            self._questions += 1
+            approval = f"q{self._questions}"
+            self._open[approval] = request_id, request
+            await turn.tell(permission.question(request, approval))
+
+    async def _withdraw(self, request_id: str) -> None:
+        for approval, (asked, _) in list(self._open.items()):
+            if asked == request_id:
+                del self._open[approval]
+                if self._turn:
+                    await self._turn.tell(Event(kind="approval", approval=approval, answer="withdrawn"))
+
+    def _permit(self, request_id: str, request: Message, rules: list[Message]) -> None:
+        decision: Message = {"behavior": "allow", "updatedInput": part(request, "input")}
+        if rules:
+            update = {"type": "addRules", "rules": rules, "behavior": "allow", "destination": "session"}
+            decision["updatedPermissions"] = [update]
+        self._decide(request_id, decision)
+
+    def _forbid(self, request_id: str, message: str) -> None:
+        self._decide(request_id, {"behavior": "deny", "message": message or "The user denied this."})
+
+    def _decide(self, request_id: str, decision: Message) -> None:
+        if len(request_id) <= LONGEST_REQUEST_ID:
+            answer = {"subtype": "success", "request_id": request_id, "response": decision}
+            self._send({"type": "control_response", "response": answer})
 
     def _refuse(self, request_id: str) -> None:
         """The agent asks for something that was not offered to it; without an answer it would wait for ever."""

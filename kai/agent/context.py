@@ -5,28 +5,82 @@ It goes in through the agent's system prompt, so it is never mixed with the user
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections.abc import Collection
 from pathlib import Path
 
 from kai.agent import door as the_door
 from kai.agent import history
+from kai.interfaces import MemoryText
 from kai.lib import hostile
 
 logger = logging.getLogger(__name__)
+MEMORY = "MEMORY.md"
 MEMORY_LIMIT = 64 * 1024
 IDENTITY_LIMIT = 256 * 1024
 WORKSPACE_FILES = (".claude/CLAUDE.md", "CLAUDE.md")
 
 
 async def system_prompt(
-    *, config_dir: Path, user: str, base: Path, home: Path, workspace: Path, door: tuple[str, ...], fresh: bool
+    *,
+    config_dir: Path,
+    user: str,
+    base: Path,
+    home: Path,
+    workspace: Path,
+    door: tuple[str, ...],
+    fresh: bool,
+    name: str = "",
+    instructions: str = "",
+    native: Collection[Path] = (),
 ) -> str:
-    """The whole text. `base` is the user's directory; `fresh` sessions get the last messages of the history."""
-    sections = [_identity(config_dir, user), _memory(base / "memory")]
-    for place in dict.fromkeys((home, workspace)):
-        sections.append(await _workspace_file(door, place))
-    sections.append(_history(base / "history", fresh=fresh))
+    """The whole text. `base` is the user's directory; `fresh` sessions get the last messages of the history.
+
+    `name` is the workspace's, `instructions` what workspaces.yaml says of it. `native` are files that the agent reads
+    by itself: those are not given twice.
+    """
+    places = dict.fromkeys((home, workspace))
+    sections = [
+        _identity(config_dir, user),
+        _memory(base / "memory"),
+        _workspace(workspace, name, instructions),
+        *await asyncio.gather(*(_workspace_file(door, place, native) for place in places)),
+        _history(base / "history", fresh=fresh),
+    ]
     return "\n\n".join(section for section in sections if section)
+
+
+def read_by_claude(workspace: Path, account_home: Path, *, trusted: bool) -> set[Path]:
+    """Of the files that Kai would give, those that Claude Code reads by itself.
+
+    Measured with 2.1.330: always the account's own `.claude/CLAUDE.md`; and where it takes settings from the workspace
+    (`trust_settings`), both files of the workspace and of each directory above it.
+    """
+    directories = (workspace, *workspace.parents) if trusted else ()
+    return {account_home / WORKSPACE_FILES[0], *(each / name for each in directories for name in WORKSPACE_FILES)}
+
+
+def memory_text(directory: Path) -> MemoryText:
+    """The memory file in a user's memory directory, at most MEMORY_LIMIT bytes of it.
+
+    Whatever stands in the file's place (a link, a pipe, a huge file), this doesn't wait and doesn't grow.
+    """
+    path = directory / MEMORY
+    try:
+        found = hostile.read(directory, MEMORY, MEMORY_LIMIT)
+    except hostile.Refused as error:
+        logger.warning("memory: %s", error)
+        return MemoryText(str(path), note=f"It can't be read: {error}.")
+    if found is None:
+        return MemoryText(str(path), note="It does not exist yet.")
+    data, more = found
+    text = data.decode("utf-8", errors="replace")
+    if more:
+        return MemoryText(
+            str(path), text, f"Only its first {MEMORY_LIMIT // 1024} KiB are given; it should be shorter."
+        )
+    return MemoryText(str(path), text, note="" if text.strip() else "It is empty.")
 
 
 def _identity(config_dir: Path, user: str) -> str:
@@ -43,29 +97,37 @@ def _identity(config_dir: Path, user: str) -> str:
 
 
 def _memory(directory: Path) -> str:
-    path = directory / "MEMORY.md"
-    head = f"# Your memory\n\nThe file {path} is yours to keep current; it is given to you at each start."
-    try:
-        found = hostile.read(directory, "MEMORY.md", MEMORY_LIMIT)
-    except hostile.Refused as error:
-        logger.warning("memory: %s", error)
-        return f"{head} It could not be read this time: {error}."
-    if found is None:
-        return f"{head} It does not exist yet."
-    data, more = found
-    note = f"\n\n(Only its first {MEMORY_LIMIT // 1024} KiB are given here: shorten it.)" if more else ""
-    return f"{head} It says:\n\n{data.decode('utf-8', errors='replace')}{note}"
+    memory = memory_text(directory)
+    head = (
+        f"# Your memory\n\nThe file {memory.path} is yours to keep current, a regular file that its group can read; "
+        "it is given to you at each start."
+    )
+    note = f" {memory.note}" if memory.note else ""
+    return f"{head}{note} It says:\n\n{memory.text}" if memory.text.strip() else f"{head}{note}"
 
 
-async def _workspace_file(door: tuple[str, ...], workspace: Path) -> str:
+def _workspace(workspace: Path, name: str, instructions: str) -> str:
+    called = f', the workspace that the user calls "{name}"' if name else ""
+    head = f"# Your workspace\n\nYou work in {workspace}{called}."
+    return f"{head}\n\n{instructions}" if instructions else head
+
+
+async def _workspace_file(door: tuple[str, ...], workspace: Path, native: Collection[Path]) -> str:
+    """The first of a workspace's files, "" when there is none or the agent reads it by itself."""
     for name in WORKSPACE_FILES:
+        path = workspace / name
         try:
             data = await the_door.read(door, workspace, name, IDENTITY_LIMIT)
+        except the_door.FileRefused as error:
+            logger.info("workspace instructions: %s", error)
+            text = f"(They are not given here: {error}. Read the file before you begin.)"
         except the_door.DoorError as error:
             logger.warning("workspace instructions: %s; they are left out", error)
-            continue
-        if data:
-            return f"# Instructions from {workspace / name}\n\n{data.decode('utf-8', errors='replace').strip()}"
+            return ""
+        else:
+            text = (data or b"").decode("utf-8", errors="replace").strip()
+        if text:
+            return "" if path in native else f"# Instructions from {path}\n\n{text}"
     return ""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,17 +17,30 @@ from kai.lib.log import printable
 
 INNER = "/opt/kai/current/bin/kai-inner"
 SLOWEST = 10.0
-
-
+"""Seconds that a request may take."""
+LAST_MOMENT = 1.0
 HEAD = 64 * 1024
+"""Most bytes of an answer's first line, and of what is said on standard error."""
+REFUSED, NOT_THERE, EXISTS, TOO_LARGE, NO_BASE = 403, 404, 409, 413, 424
 
 
 class DoorError(Exception):
     """kai-inner refused or could not be run; the message is its reason."""
 
 
-class _Answer(msgspec.Struct):
+class FileRefused(DoorError):
+    """kai-inner doesn't give that file out."""
+
+
+class Answer(msgspec.Struct):
+    """The first line that kai-inner answers with; `code` is one of those above, 0 when it did what was asked.
+
+    What stands in it is the account's word: an agent could write it too.
+    """
+
     size: int = 0
+    git: bool = False
+    names: list[str] = []
     error: str = ""
     code: int = 0
 
@@ -43,44 +57,73 @@ def command(user: User, *, one_uid: bool) -> tuple[str, ...]:
 async def read(door: tuple[str, ...], root: Path, path: str, limit: int) -> bytes | None:
     """A file beneath `root`, read with the agent's own rights; None when there is none.
 
-    Raises DoorError when it is a link that leads out, not a regular file, longer than `limit` bytes, or when the
-    door itself doesn't open.
+    Raises FileRefused when it is reached over a link, not a regular file, or longer than `limit` bytes, and DoorError
+    when the door itself doesn't open.
     """
     request = {"verb": "read", "root": str(root), "path": path, "limit": limit}
-    process = await asyncio.create_subprocess_exec(
-        *door, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-    )
-    try:
-        async with asyncio.timeout(SLOWEST):
-            assert process.stdin is not None
-            assert process.stdout is not None
-            assert process.stderr is not None
-            process.stdin.write(msgspec.json.encode(request) + b"\n")
-            process.stdin.close()
-            out = await _at_most(process.stdout, limit + HEAD)  # what opens the door is the account's, and hostile
-            err = await _at_most(process.stderr, HEAD)
-    except TimeoutError:
-        with suppress(PermissionError, ProcessLookupError):
-            process.kill()
-        raise DoorError(f"reading {root / path} took longer than {SLOWEST:g} s") from None
-    head, _, data = out.partition(b"\n")
-    try:
-        answer = msgspec.json.decode(head, type=_Answer)
-    except msgspec.DecodeError:
-        reason = err.decode(errors="replace").strip().splitlines()[-1:] or ["it gave no answer"]
-        raise DoorError(f"{' '.join(door)}: {printable(reason[0], 300)}") from None
-    if answer.code == 404:
+    answer, data = await ask(door, request, most=limit)
+    if answer.code == NOT_THERE:
         return None
     if answer.error:
-        raise DoorError(answer.error)
+        raise FileRefused(printable(answer.error, 300))
     if len(data) != answer.size:
         raise DoorError(f"{root / path} changed while it was read")
     return data
 
 
+async def ask(door: tuple[str, ...], request: Mapping[str, object], *, most: int = 0) -> tuple[Answer, bytes]:
+    """Have kai-inner carry out a request. Returns its answer and what follows that, at most `most` bytes.
+
+    Raises DoorError when there is no answer. An answer with a `code` is returned: it is the caller's to tell.
+    """
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *door, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        )
+    except OSError as error:
+        raise DoorError(f"{door[0]}: {error.strerror}") from None
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    try:
+        async with asyncio.timeout(SLOWEST):
+            process.stdin.write(msgspec.json.encode(request) + b"\n")
+            process.stdin.close()
+            # what opens the door is the account's, and hostile
+            out, err = await asyncio.gather(_at_most(process.stdout, HEAD + most), _at_most(process.stderr, HEAD))
+    except TimeoutError:
+        await _end(process)
+        raise DoorError(f"{request['verb']} took longer than {SLOWEST:g} s") from None
+    except BaseException:
+        _kill(process)
+        raise
+    await _end(process)
+    head, _, data = out.partition(b"\n")
+    try:
+        return msgspec.json.decode(head, type=Answer), data
+    except (msgspec.DecodeError, RecursionError):
+        reason = err.decode(errors="replace").strip().splitlines()[-1:] or ["it gave no answer"]
+        raise DoorError(f"{' '.join(door)}: {printable(reason[0], 300)}") from None
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """End what opens the door, and wait a moment for that. Under sudo it is root's and can't be killed."""
+    assert process.stdout is not None
+    assert process.stderr is not None
+    _kill(process)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(LAST_MOMENT):
+            await asyncio.gather(_at_most(process.stdout, 0), _at_most(process.stderr, 0), process.wait())
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    with suppress(PermissionError, ProcessLookupError):
+        process.kill()
+
+
 async def _at_most(reader: asyncio.StreamReader, limit: int) -> bytes:
-    """What comes until the end, or `limit` bytes of it."""
+    """The first `limit` bytes of what comes until the end; the rest is thrown away."""
     data = bytearray()
-    while len(data) < limit and (piece := await reader.read(limit - len(data))):
-        data += piece
+    while piece := await reader.read(HEAD):
+        data += piece[: limit - len(data)]
     return bytes(data)

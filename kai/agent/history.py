@@ -12,6 +12,9 @@ import msgspec
 logger = logging.getLogger(__name__)
 RECALLED, RECALLED_LENGTH = 20, 500
 DAYS_SEARCHED = 7
+BLOCK = 256 * 1024
+LONGEST_TAIL = 16 << 20
+"""Bytes of a day that are looked at for its last lines: an answer has at most some hundred kilobytes."""
 
 
 class Line(msgspec.Struct):
@@ -31,11 +34,13 @@ def append(directory: Path, *, dir: str, turn: str, text: str) -> None:
     try:
         fd = os.open(
             directory / f"{now:%Y-%m-%d}.jsonl",
-            os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC,
+            os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC,
             0o640,
         )
-        with os.fdopen(fd, "wb") as file:
-            file.write(msgspec.json.encode(line) + b"\n")
+        with os.fdopen(fd, "r+b") as file:
+            size = os.fstat(fd).st_size
+            torn = size > 0 and os.pread(fd, 1, size - 1) != b"\n"  # a full disk or a crash cut the last line off
+            file.write(b"\n" * torn + msgspec.json.encode(line) + b"\n")
     except OSError as error:
         logger.error("history: %s: %s; this message is not in it", directory, error.strerror)
 
@@ -45,7 +50,7 @@ def recent(directory: Path) -> list[Line]:
     lines: list[Line] = []
     for path in sorted(directory.glob("????-??-??.jsonl"), reverse=True)[:DAYS_SEARCHED]:
         day = []
-        for raw in path.read_bytes().splitlines()[-RECALLED:]:
+        for raw in _last_lines(path):
             try:
                 line = msgspec.json.decode(raw, type=Line)
             except msgspec.DecodeError:
@@ -57,3 +62,18 @@ def recent(directory: Path) -> list[Line]:
         if len(lines) >= RECALLED:
             break
     return lines[-RECALLED:]
+
+
+def _last_lines(path: Path) -> list[bytes]:
+    """The last RECALLED lines of a file, read from its end: a day may have many megabytes."""
+    data = b""
+    try:
+        with path.open("rb") as file:
+            at = file.seek(0, os.SEEK_END)
+            while at and data.count(b"\n") <= RECALLED and len(data) < LONGEST_TAIL:
+                step = min(at, BLOCK)
+                at = file.seek(at - step)
+                data = file.read(step) + data
+    except OSError as error:
+        logger.error("history: %s: %s; this day is left out", path, error.strerror)
+    return data.splitlines()[-RECALLED:]

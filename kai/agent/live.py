@@ -8,26 +8,42 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 
-from kai.interfaces import Event
+import msgspec
+
+from kai.interfaces import Event, Ran
 from kai.lib.server import Emit
 
 MOST_TEXT = 128 * 1024
 """Characters of a turn's text that are kept: escaped as JSON they still fit into one message."""
+MOST_CALLS = 64
+"""Tool calls that are kept as running: an agent that never ends them costs no memory."""
+MOST_TOOLS = 32
+"""Names of tools that are counted one by one."""
 
 
 class LiveTurn:
-    """What is known of one turn so far."""
+    """What is known of one turn so far. With `unattended` nobody sees it, so that nobody can be asked."""
 
-    def __init__(self, turn: str) -> None:
+    def __init__(self, turn: str, *, unattended: bool = False) -> None:
         self.id = turn
-        self.began = time.time()
+        self.began = time.monotonic()
         self.text = ""
         self.cut = False
         self.started: Event | None = None
         self.tool: Event | None = None
+        self.calls: dict[str, Event] = {}
+        self.last_call = time.monotonic()
+        self.ran: Counter[str] = Counter()
+        self.approvals: dict[str, Event] = {}
+        self.questions: list[Event] = []
         self.cost_usd = 0.0
+        self.task: asyncio.Task[None] | None = None
+        self.unattended = unattended
         self.stop_asked = False
+        self.overdue = ""
+        self.forced = False
         self.done: Event | None = None
         self.ended = asyncio.Event()
         self._changed = asyncio.Event()
@@ -37,7 +53,9 @@ class LiveTurn:
         if event.kind == "text":
             self.add_text(event.text)
         elif event.kind == "tool":
-            self.tool = event
+            self._tool(event)
+        elif event.kind == "approval":
+            self._approval(event)
         elif event.kind == "started":
             self.started = event
         self.cost_usd = max(self.cost_usd, event.cost_usd)
@@ -47,6 +65,26 @@ class LiveTurn:
         room = MOST_TEXT - len(self.text)
         self.cut = self.cut or len(text) > room
         self.text += text[:room]
+
+    def _tool(self, event: Event) -> None:
+        """A call began or ended; what is told is the newest one that still runs, and counts of those that ended."""
+        self.last_call = time.monotonic()
+        if event.running and len(self.calls) < MOST_CALLS:
+            self.calls[event.call] = msgspec.structs.replace(event, since=time.time())
+        elif not event.running:
+            self.calls.pop(event.call, None)
+            self.ran[event.tool if event.tool in self.ran or len(self.ran) < MOST_TOOLS else "others"] += 1
+        newest = next(reversed(self.calls.values()), Event(kind="tool"))
+        counts = [Ran(tool, count) for tool, count in self.ran.items()]
+        self.tool = msgspec.structs.replace(newest, call="", ran=counts)
+
+    def _approval(self, event: Event) -> None:
+        """A question, or how it ended. Both are replayed to whoever follows later."""
+        if event.running:
+            self.approvals[event.approval] = event
+            self.questions.append(event)
+        elif self.approvals.pop(event.approval, None):
+            self.questions.append(event)
 
     def finish(self, done: Event) -> None:
         self.done = done
@@ -59,7 +97,7 @@ class LiveTurn:
 
     async def follow(self, emit: Emit) -> Event:
         """Emit what has happened and happens; returns the done event."""
-        sent, started, tool = 0, None, None
+        sent, questions, started, tool = 0, 0, None, None
         while True:
             changed = self._changed
             if self.started is not started:
@@ -72,6 +110,9 @@ class LiveTurn:
             if self.tool is not tool:
                 tool = self.tool
                 await emit(tool)
+            while questions < len(self.questions):
+                questions += 1
+                await emit(self.questions[questions - 1])
             if self.done is not None:
                 return self.done
             await changed.wait()

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from typing import IO, Any
 
+from kai.agent.backend import Ending
 from kai.lib.log import printable
 
 MAX_LINE = 16 << 20
@@ -77,6 +78,7 @@ class AgentProcess:
     _err: asyncio.ReadTransport
     _reader: asyncio.StreamReader
     _keeping: asyncio.Task[None]
+    ending: Ending | None = None
 
     def __init__(self, child: subprocess.Popen[bytes]) -> None:
         self.child = child
@@ -169,17 +171,21 @@ class AgentProcess:
                 return f"ended by {signal.Signals(-code if code < 0 else code - 128).name}"
         return f"exit status {code}"
 
-    async def close(self) -> None:
+    async def close(self) -> Ending:
         """End the child: end of input, then SIGTERM (sudo passes it on), then SIGKILL; 8 s at the most."""
         patience = iter(PATIENCE)
+        if not self.ending:
+            self.ending = "killed" if self.gone.is_set() else "left"
         self._in.close()
         if not await self._leaves(next(patience)):
+            self.ending = "killed"
             self._signal(signal.SIGTERM)
             if not await self._leaves(next(patience)):
                 self._signal(signal.SIGKILL)
                 await self._leaves(next(patience))
         self._hang_up()
         self._keeping.cancel()
+        return self.ending if self.gone.is_set() else "stuck"
 
     async def _leaves(self, seconds: float) -> bool:
         with suppress(TimeoutError):

@@ -17,6 +17,7 @@ from kai.lib.log import printable
 
 MOST_TEXT = 1 << 18
 """Characters of one turn's text that are kept and passed on."""
+LONGEST_ID = 128
 SUMMARY = 200
 """Characters of a tool call's summary."""
 _SHOWN = {
@@ -83,6 +84,11 @@ def aborted(result: Message) -> bool:
     return text(result, "terminal_reason").startswith("aborted")
 
 
+def over_budget(result: Message) -> bool:
+    """Whether the process has spent what it may."""
+    return text(result, "subtype") == "error_max_budget_usd" or text(result, "terminal_reason") == "budget_exhausted"
+
+
 def summary(tool: str, given: Message) -> str:
     """One short line that tells what a tool call does."""
     value = text(given, _SHOWN.get(tool, ""))
@@ -137,6 +143,11 @@ class TurnReader:
         self._message = ""
         self._streamed: list[list[str]] = []
         self._tools: dict[str, tuple[str, str]] = {}
+
+    @property
+    def full(self) -> bool:
+        """Whether no more text is kept."""
+        return self._length >= MOST_TEXT
 
     @property
     def text(self) -> str:
@@ -226,13 +237,14 @@ class TurnReader:
     def _tool(self, block: Message) -> Event:
         name = printable(text(block, "name"), 80)
         line = summary(name, part(block, "input"))
-        self._tools[text(block, "id")] = name, line
-        return Event(kind="tool", tool=name, summary=line, running=True)
+        self._tools[text(block, "id")[:LONGEST_ID]] = name, line
+        return Event(kind="tool", call=text(block, "id")[:LONGEST_ID], tool=name, summary=line, running=True)
 
     def _tool_results(self, body: Message) -> list[Event]:
         found = []
         for block in parts(body, "content"):
-            known = self._tools.pop(text(block, "tool_use_id"), None)
+            call = text(block, "tool_use_id")[:LONGEST_ID]
+            known = self._tools.pop(call, None)
             if known and block.get("type") == "tool_result":
-                found.append(Event(kind="tool", tool=known[0], summary=known[1], running=False))
+                found.append(Event(kind="tool", call=call, tool=known[0], summary=known[1], running=False))
         return found

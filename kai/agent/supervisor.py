@@ -1,100 +1,110 @@
-"""Drives one user's inner agent: one turn at a time, one session, each turn at most once."""
+"""kai.Agent as one user's supervisor answers it: one turn at a time, each at most once, and what the user may set."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from kai.agent import history
-from kai.agent.backend import SESSION_ID, AgentBackend, AgentDied, Context, SessionUnknown
-from kai.agent.context import system_prompt
+from kai.agent import budget, history
+from kai.agent.backend import AgentBackend, AgentDied
+from kai.agent.choices import ChoiceError
+from kai.agent.context import memory_text
 from kai.agent.live import MOST_TEXT, LiveTurn
-from kai.agent.turns import Session, Turns
+from kai.agent.seat import INTERRUPT_PATIENCE, Seat
+from kai.agent.setup import Setup
+from kai.agent.turns import Turns
+from kai.agent.workspaces import WorkspaceError
 from kai.config import ConfigError
 from kai.interfaces import (
     AgentState,
+    Answer,
+    Answered,
     Event,
     Hello,
     Join,
     Journal,
+    Memory,
+    MemoryText,
+    ModelList,
+    Models,
     NewSession,
     Part,
+    Place,
     Retire,
+    SessionEnded,
+    Set,
+    Settings,
+    SettingsInForce,
     Start,
     State,
     Stop,
     Stopped,
+    Switched,
+    SwitchWorkspace,
     UnknownTurn,
+    WorkspaceList,
+    Workspaces,
 )
 from kai.lib import log
 from kai.lib.client import delays
 from kai.lib.daemon import Daemon
-from kai.lib.peers import Peer
-from kai.lib.server import Emit
+from kai.lib.peers import BOT, OPERATOR, Peer
+from kai.lib.server import Emit, Handlers
 from kai.lib.store import StoreError
-from kai.lib.varlink import Busy, Empty, Misconfigured
+from kai.lib.varlink import Busy, Empty, InvalidParameter, Misconfigured
 
 logger = logging.getLogger(__name__)
 LONGEST_ERROR = 4000
-INTERRUPT_PATIENCE = 10.0
-"""Seconds that an agent gets to obey its own protocol's interrupt before its process is ended."""
-
-
-class Settings:
-    """What the configuration says of this user, asked anew at each start of the inner agent."""
-
-    def __init__(
-        self,
-        *,
-        user: str,
-        backend: str,
-        command: tuple[str, ...],
-        model: str,
-        door: tuple[str, ...],
-        home: Path,
-        idle_timeout: float,
-        drain: float,
-        model_door: bool = True,
-        trust_settings: bool = False,
-    ) -> None:
-        self.user, self.backend, self.command, self.model = user, backend, command, model
-        self.door, self.home = door, home
-        self.idle_timeout, self.drain = idle_timeout, drain
-        self.model_door, self.trust_settings = model_door, trust_settings
+LEAVE_DELAY = 0.3
+"""Seconds that those who follow a turn get to take its last event with them."""
+SAVE_PATIENCE = 30.0
+SAVE = (
+    "[Kai] This session ends now. If there is something in it that you should remember and that is not in MEMORY.md "
+    "yet, write it there now, in a few lines. Then answer with the one word: done. You have 30 seconds."
+)
 
 
 class Supervisor:
     """`base` is the user's directory: state, history, files, memory, work, tmp are below it."""
 
     def __init__(
-        self,
-        daemon: Daemon,
-        base: Path,
-        turns: Turns,
-        settings: Callable[[], Settings],
-        make_backend: Callable[[str], AgentBackend],
+        self, daemon: Daemon, base: Path, setup: Setup, turns: Turns, make_backend: Callable[[str], AgentBackend]
     ) -> None:
-        self.daemon, self.base, self.turns = daemon, base, turns
-        self.settings, self.make_backend = settings, make_backend
-        self.session = Session()
+        self.daemon, self.base, self.setup, self.turns = daemon, base, setup, turns
+        self.seat = Seat(daemon, setup, turns, make_backend, self.leave)
         self.current: LiveTurn | None = None
-        self.work: asyncio.Task[None] | None = None
-        self.backend: AgentBackend | None = None
-        self.backend_cost = 0.0
-        self.idle: asyncio.TimerHandle | None = None
-        self.interruption: asyncio.Task[None] | None = None
-        self.closing: asyncio.Task[None] | None = None
         self.retiring = False
-        self.state = "idle"
+        self.visits = 0
+        self.up_since = time.time()
 
     async def open(self) -> None:
-        await self.turns.open()
-        self.session = await self.turns.session()
+        await self.turns.open(str(self.setup.home))
+        await self.setup.open()
+        self.seat.session = await self.turns.session(str(self.setup.path))
 
-    # ---- the methods of kai.Agent ----
+    def handlers(self) -> Handlers:
+        return {
+            Hello: self.hello,
+            Start: self.start,
+            Join: self.join,
+            Stop: self.stop,
+            Answer: self.answer,
+            NewSession: self.new_session,
+            State: self.describe,
+            Retire: self.retire,
+            Settings: self.settings,
+            Set: self.set,
+            Models: self.models,
+            Workspaces: self.workspaces,
+            SwitchWorkspace: self.switch_workspace,
+            Memory: self.memory,
+        }
+
+    # ---- turns ----
 
     async def hello(self, peer: Peer, call: Hello) -> Journal:
         return self.turns.identity
@@ -102,11 +112,12 @@ class Supervisor:
     async def start(self, peer: Peer, call: Start, emit: Emit) -> Event:
         if self.current and self.current.id == call.turn:
             return await self.current.follow(emit)
-        if self.current or self.retiring or self.daemon.stopping.is_set():
+        if self.current or self.visits or self.retiring or self.daemon.stopping.is_set():
             stored = await self.turns.answer(call.turn)
             if stored is not None:
                 return stored
-            raise Busy("another turn is running" if self.current else "the supervisor is about to leave")
+            busy = self.current or self.visits
+            raise Busy("the agent is busy with something else" if busy else "the supervisor is about to leave")
         live = self.current = LiveTurn(call.turn)  # claimed before the first await: a second Start joins it
         self.daemon.hold()
         try:
@@ -117,7 +128,7 @@ class Supervisor:
         if stored is not None:
             self._release()
             return stored
-        self.work = asyncio.create_task(self._run(live, call.prompt))
+        live.task = asyncio.create_task(self._run(live, call.prompt))
         return await live.follow(emit)
 
     async def join(self, peer: Peer, call: Join, emit: Emit) -> Event:
@@ -133,91 +144,51 @@ class Supervisor:
             return Stopped(stopping=False)
         if not self.current.stop_asked:
             self.current.stop_asked = True
-            self.interruption = asyncio.create_task(self._interrupt(self.current))
+            self.seat.interrupt(self.current)
         return Stopped(stopping=True)
 
-    async def new_session(self, peer: Peer, call: NewSession) -> Empty:
-        if self.current:
-            raise Busy("a turn is running")
-        with self.daemon.busy():
-            await self._close_backend()
-            self.session = Session(since=time.time())
-            await self.turns.set_session(self.session)
-        return Empty()
-
-    async def describe(self, peer: Peer, call: State) -> AgentState:
-        settings = self.settings()
-        return AgentState(
-            user=settings.user,
-            state="draining" if self.retiring else self.state,  # type: ignore[arg-type]
-            backend=settings.backend,
-            model=settings.model,
-            session=self.session.id,
-            turn=self.current.id if self.current else "",
-            turns=self.session.turns,
-            cost_usd=self.session.cost_usd + (self.current.cost_usd if self.current else 0.0),
-            since=self.session.since,
-        )
-
-    async def retire(self, peer: Peer, call: Retire) -> Empty:
-        self.retiring = True
-        if not self.current:
-            self.daemon.stopping.set()
-        return Empty()
-
-    # ---- one turn ----
+    async def answer(self, peer: Peer, call: Answer) -> Answered:
+        live, backend = self.current, self.seat.backend
+        if live is None or backend is None or live.id != call.turn:
+            return Answered(taken=False)
+        return await self.seat.approvals.answer(live, backend, self.seat.session, call)
 
     async def _run(self, live: LiveTurn, prompt: list[Part]) -> None:
         with log.fields(KAI_TURN=live.id):
             logger.info("turn begins")
             text = "\n".join(part.text for part in prompt)
             history.append(self.base / "history", dir="user", turn=live.id, text=text)
-            try:
-                done = await self._drive(live, prompt)
-            except (AgentDied, Misconfigured, ConfigError) as error:
-                done = Event(kind="done", outcome="failed", error=str(error))
-            except asyncio.CancelledError:
-                done = Event(kind="done", outcome="interrupted", error="the supervisor had to leave")
-            except Exception:
-                logger.exception("turn failed by a fault of Kai's")
-                done = Event(kind="done", outcome="failed", error="a fault in Kai; the journal says more")
-            await self._end(live, done)
+            await self._end(live, await self._drive(live, prompt))
 
     async def _drive(self, live: LiveTurn, prompt: list[Part]) -> Event:
-        if live.stop_asked:
-            return Event(kind="done", outcome="interrupted")
-        backend = await self._ready(live)
-        if live.stop_asked:
-            return Event(kind="done", outcome="interrupted")
-        self._show("working")
-        done = Event(kind="done", outcome="failed", error="the agent ended the turn without an answer")
-        async for event in backend.turn(prompt):
-            if event.kind == "done":
-                done = event
-            else:
-                live.apply(event)
-            if event.kind == "started" and self._follow_session(event.session):
-                await self.turns.set_session(self.session)  # the next supervisor resumes it, whatever happens to us
-        if done.text and not live.text:
-            live.add_text(done.text)
-        return done
+        """Whatever happens, one done event."""
+        session, limit = self.seat.session, float(self.setup.value("budget"))
+        try:
+            if session.cost_usd >= limit:
+                error = budget.spent(session.cost_usd, limit, self._ceiling)
+                return Event(kind="done", outcome="failed", reason="budget", error=error)
+            return await self.seat.drive(live, prompt)
+        except (AgentDied, Misconfigured, ConfigError, WorkspaceError) as error:
+            return Event(kind="done", outcome="failed", error=str(error))
+        except asyncio.CancelledError:
+            return Event(kind="done", outcome="interrupted", error="the supervisor had to leave")
+        except Exception:
+            logger.exception("turn failed by a fault of Kai's")
+            return Event(kind="done", outcome="failed", error="a fault in Kai; the journal says more")
 
     async def _end(self, live: LiveTurn, done: Event) -> None:
         """Journal, history, followers, in this order: who sees the answer can rely on it being stored."""
-        cost = done.cost_usd or live.cost_usd
-        if self.backend:
-            self._follow_session(self.backend.session)
-        self.session.turns += 1
-        self.session.cost_usd += cost
-        done.text, done.cost_usd, done.session = live.text, cost, self.session.id
-        done.error = done.error[:LONGEST_ERROR]  # an agent's own words may be megabytes
-        if live.stop_asked and done.outcome != "ok":
-            done.outcome, done.error = "interrupted", ""
-        if live.cut:
-            done.error = f"{done.error} The answer was longer than {MOST_TEXT} characters; the rest is cut.".strip()
+        session = self.seat.session
+        done.cost_usd = done.cost_usd or live.cost_usd
+        session.turns += 1
+        session.cost_usd += done.cost_usd
+        session.used = time.time()
+        done.text, done.session = live.text, session.id
+        self._explain(live, done)
+        day = self.setup.today()
         for delay in delays():
             try:
-                await self.turns.end(live.id, done, self.session)
+                await self.turns.end(live.id, done, session, day)
             except StoreError as error:  # a full disk: nobody may see an answer that isn't stored
                 logger.error("the answer waits to be stored: %s", error)
                 await asyncio.sleep(delay)
@@ -228,146 +199,217 @@ class Supervisor:
         logger.info("turn ended: %s%s", done.outcome, f": {log.printable(done.error, 300)}" if done.error else "")
         live.finish(done)
         self._release()
-        if self.retiring:
-            self.daemon.stopping.set()
+
+    def _explain(self, live: LiveTurn, done: Event) -> None:
+        """Put into `done.error` what the user is to know of the end."""
+        forced = "It did not obey, so its process was ended; your next message resumes the session."
+        if live.stop_asked and done.outcome != "ok":
+            done.outcome, done.error = "interrupted", forced if live.forced else ""
+        elif live.overdue and done.outcome != "ok":
+            done.outcome, done.error = "failed", f"{live.overdue} {forced if live.forced else ''}".strip()
+        notes = [done.error[:LONGEST_ERROR]]  # an agent's own words may be megabytes
+        if live.cut:
+            notes.append(f"The answer was longer than {MOST_TEXT} characters; the rest is cut.")
+        notes.append(self._budget_note(done))
+        done.error = " ".join(note for note in notes if note)
+
+    def _budget_note(self, done: Event) -> str:
+        session, limit = self.seat.session, float(self.setup.value("budget"))
+        refused = done.reason == "budget" and not done.cost_usd
+        if session.cost_usd >= limit or done.reason == "budget":
+            if not refused:
+                done.error = "" if done.reason == "budget" else done.error
+            session.warned_usd = limit
+            return "" if refused else budget.spent(session.cost_usd, limit, self._ceiling)
+        if session.cost_usd >= budget.WARNED_AT * limit and session.warned_usd != limit:
+            session.warned_usd = limit
+            return budget.nearly(session.cost_usd, limit)
+        return ""
+
+    @property
+    def _ceiling(self) -> float:
+        return self.setup.config.ceiling(self.setup.user)
 
     def _release(self) -> None:
-        self.current = self.work = None
+        self.current = None
         self.daemon.release()
-        if self.backend and self.backend.alive:
-            self._show("ready")
-            self._arm_idle()
-        else:
-            self._show("idle")
-            if self.backend:  # it died in the turn; what holds this daemon must go with it
-                self.closing = asyncio.create_task(self._close_backend())
+        self.seat.settle()
+        self._leave_when_free()
 
-    # ---- the inner agent's process ----
+    # ---- sessions ----
 
-    async def _ready(self, live: LiveTurn) -> AgentBackend:
-        """The running inner agent, or a new one that resumes the session."""
-        if self.idle:
-            self.idle.cancel()
-            self.idle = None
-        if self.closing:  # two processes must never write one session
-            await asyncio.wait({self.closing})
-            self.closing = None
-        if self.backend and self.backend.alive:
-            return self.backend
-        await self._close_backend()
-        self._show("starting")
-        try:
-            return await self._start_backend(self.session.id)
-        except SessionUnknown as error:
-            logger.warning("session %s: %s", self.session.id, error)
-            self.session = Session(since=time.time())
-            live.add_text("(The agent no longer knows the session before this; a fresh one begins here.)\n\n")
-            return await self._start_backend("")
-
-    async def _start_backend(self, session: str) -> AgentBackend:
-        settings = self.settings()
-        prompt = await system_prompt(
-            config_dir=self.daemon.config_dir,
-            user=settings.user,
-            base=self.base,
-            home=settings.home,
-            workspace=settings.home,
-            door=settings.door,
-            fresh=not session,
-        )
-        model_door = self.daemon.runtime_dir / "model.sock"
-        context = Context(
-            user=settings.user,
-            door=settings.door,
-            command=settings.command,
-            workspace=settings.home,
-            session=session,
-            system_prompt=prompt,
-            model=settings.model,
-            model_door=str(model_door) if settings.model_door and model_door.exists() else "",
-            trust_settings=settings.trust_settings,
-        )
-        backend = self.make_backend(settings.backend)
+    async def new_session(self, peer: Peer, call: NewSession) -> SessionEnded:
+        if self.current or self.visits:
+            raise Busy("a turn is running")
+        live = self.current = LiveTurn(call.turn or "new", unattended=True)
         self.daemon.hold()
-        self.backend = backend
         try:
-            await backend.start(context)
-        except BaseException:
-            await self._close_backend()
-            raise
-        return backend
+            ended, cost = await self._save_memory(live)
+            live.finish(Event(kind="done"))
+            await self.seat.close()
+            self.seat.session = await self.turns.end_session(self.seat.session, self.setup.today(), cost)
+        except AgentDied as error:
+            raise Busy(str(error)) from None  # the next supervisor ends the session
+        finally:
+            live.ended.set()
+            self._release()
+        return ended
 
-    async def _close_backend(self) -> None:
-        if self.backend:
-            backend, self.backend = self.backend, None
-            gone = False
+    async def _save_memory(self, live: LiveTurn) -> tuple[SessionEnded, float]:
+        """Give the agent a bounded turn for its memory; returns how it went and its cost in US dollars."""
+        session = self.seat.session
+        if not session.id or not session.turns:
+            return SessionEnded(), 0.0
+        if session.cost_usd >= float(self.setup.value("budget")):
+            return SessionEnded(note="Its budget was used up, so the agent had no turn to save its memory."), 0.0
+        live.task = task = asyncio.create_task(self._keep(live))
+        await asyncio.wait({task}, timeout=SAVE_PATIENCE)
+        late = not task.done()
+        if late:
+            self.seat.interrupt(live)
+            await asyncio.wait({task}, timeout=INTERRUPT_PATIENCE)
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+        done = live.done or Event(kind="done", outcome="failed", error="it had to be ended")
+        if live.stop_asked or late:
+            note = "Stopped while the agent saved its memory." if live.stop_asked else "The agent took too long for it."
+            return SessionEnded(note=note), done.cost_usd
+        note = "" if done.outcome == "ok" else f"The agent could not save its memory: {done.error}"
+        return SessionEnded(saved=done.outcome == "ok", note=note[:LONGEST_ERROR]), done.cost_usd
+
+    async def _keep(self, live: LiveTurn) -> None:
+        live.finish(await self._drive(live, [Part(kind="text", text=SAVE)]))
+
+    async def describe(self, peer: Peer, call: State) -> AgentState:
+        session, (today, month) = self.seat.session, await self.turns.cost(self.setup.today())
+        running = self.current.cost_usd if self.current else 0.0
+        return AgentState(
+            user=self.setup.user.name,
+            state="draining" if self.retiring else self.seat.state,  # type: ignore[arg-type]
+            backend=self.setup.backend,
+            model=str(self.setup.value("model") or ""),
+            session=session.id,
+            turn=self.current.id if self.current else "",
+            turns=session.turns,
+            cost_usd=session.cost_usd + running,
+            since=session.since,
+            workspace=self.setup.place.name,
+            budget_usd=float(self.setup.value("budget")),
+            cost_today_usd=today + running,
+            cost_month_usd=month + running,
+            up_since=self.up_since,
+        )
+
+    # ---- what the user may set ----
+
+    async def settings(self, peer: Peer, call: Settings) -> SettingsInForce:
+        return SettingsInForce(self.setup.place.name, self.setup.settings(), self._ceiling)
+
+    async def set(self, peer: Peer, call: Set) -> SettingsInForce:
+        operator = OPERATOR in peer.roles and BOT not in peer.roles
+        try:
+            await self.setup.choose(call.field, call.value, workspace=call.workspace, operator=operator)
+        except ChoiceError as error:
+            raise InvalidParameter(str(error)) from None
+        return await self.settings(peer, Settings())
+
+    async def models(self, peer: Peer, call: Models) -> ModelList:
+        with self._visit():
             try:
-                gone = await backend.close()
-            finally:
-                self.daemon.release()
-            if not gone:
-                logger.error(
-                    "the agent's process can't be ended; this supervisor leaves, and its control group with it"
-                )
-                self.retiring = True
-                if not self.current:
-                    self.daemon.stopping.set()
+                return await self.seat.models(busy=self.current is not None)
+            except (AgentDied, WorkspaceError) as error:
+                raise Misconfigured(str(error)) from None
 
-    def _arm_idle(self) -> None:
-        loop = asyncio.get_running_loop()
-        self.idle = loop.call_later(self.settings().idle_timeout, self._evict)
+    async def memory(self, peer: Peer, call: Memory) -> MemoryText:
+        return memory_text(self.base / "memory")
 
-    def _evict(self) -> None:
-        """Nothing was asked for idle_timeout: the session stays on the agent's disk, the process ends."""
-        self.idle = None
-        if not self.current:
-            self._show("idle")
-            self.closing = asyncio.create_task(self._close_backend())
+    async def workspaces(self, peer: Peer, call: Workspaces) -> WorkspaceList:
+        places, names = self.setup.places, {}
+        for path, used in (await self.turns.used_workspaces()).items():
+            if self.setup.reaches(Path(path)):
+                names[path] = Place(name=places.name_of(Path(path)), path=path, used=used)
+        for place in (Place(name="home", path=str(self.setup.home)), *await self._listed()):
+            names.setdefault(place.path, place)
+        return WorkspaceList(
+            current=self.setup.place, places=list(names.values()), base=str(places.base) if places.base else ""
+        )
 
-    async def _interrupt(self, live: LiveTurn) -> None:
-        """The protocol's own interrupt; if the agent doesn't obey, its process is ended."""
-        backend = self.backend
-        if backend is None or self.state != "working":
-            if self.state == "starting" and self.work:
-                self.work.cancel()  # it waits for the agent's start; elsewhere it looks at stop_asked by itself
-            return
+    async def _listed(self) -> list[Place]:
+        base = self.setup.places.base
+        if base is None:
+            return []
         try:
-            async with asyncio.timeout(INTERRUPT_PATIENCE):
-                await backend.interrupt()
-                await live.ended.wait()
-        except (TimeoutError, AgentDied):
-            logger.warning("the agent did not obey the interrupt; its process is ended")
-            await backend.close()
+            return [Place(name=name, path=str(base / name)) for name in await self.setup.places.listing()]
+        except WorkspaceError as error:
+            logger.warning("workspaces: %s", error)
+            return []
+
+    async def switch_workspace(self, peer: Peer, call: SwitchWorkspace) -> Switched:
+        if self.current:
+            raise Busy("a turn is running")
+        with self._visit():
+            try:
+                if call.create:
+                    place, git = await self.setup.places.create(call.name)
+                else:
+                    place, git = await self.setup.places.find(call.name), False
+            except WorkspaceError as error:
+                raise InvalidParameter(str(error)) from None
+            await self.setup.move(place)
+            self.seat.session = session = await self.turns.session(place.path)
+            session.used = time.time()
+            await self.turns.set_session(session)
+            self.seat.show(self.seat.state)
+        return Switched(place=place, resumed=bool(session.id), git=git)
+
+    # ---- the end ----
+
+    async def retire(self, peer: Peer, call: Retire) -> Empty:
+        self.leave("it was asked to retire")
+        return Empty()
+
+    def leave(self, reason: str) -> None:
+        """Take no new turn, and go when the running one is over."""
+        if not self.retiring:
+            logger.info("leaves: %s", reason)
+        self.retiring = True
+        self._leave_when_free()
+
+    def _leave_when_free(self) -> None:
+        if self.retiring and not self.current and not self.visits:
+            asyncio.get_running_loop().call_later(LEAVE_DELAY, self.daemon.stopping.set)
+
+    @contextmanager
+    def _visit(self) -> Iterator[None]:
+        """Something that isn't a turn uses the agent or moves it: no turn may begin, and nobody leaves."""
+        self.visits += 1
+        try:
+            with self.daemon.busy():
+                yield
+        finally:
+            self.visits -= 1
+            self._leave_when_free()
 
     async def drain(self) -> None:
         """Told to stop: let the running turn finish, then interrupt it, then end it; its part is stored."""
-        if self.current and self.work:
-            live, work = self.current, self.work
-            patience = self.settings().drain
+        live = self.current
+        if live and live.task:
+            patience = self.setup.config.kai.drain
             self.daemon.status(f"draining: turn {live.id} has {patience:g} s to finish")
             longest = patience + 4 * INTERRUPT_PATIENCE
-            self.daemon.notify(
-                f"EXTEND_TIMEOUT_USEC={int(longest * 1e6)}"
-            )  # the unit's own limit is for the usual drain
-            done, _ = await asyncio.wait({work}, timeout=patience)
+            # the unit's own limit is for the usual drain
+            self.daemon.notify(f"EXTEND_TIMEOUT_USEC={int(longest * 1e6)}")
+            done, _ = await asyncio.wait({live.task}, timeout=patience)
             if not done:
                 live.stop_asked = True
-                await asyncio.wait_for(self._interrupt(live), INTERRUPT_PATIENCE * 2)
-                done, _ = await asyncio.wait({work}, timeout=INTERRUPT_PATIENCE)
+                self.seat.interrupt(live)
+                done, _ = await asyncio.wait({live.task}, timeout=2 * INTERRUPT_PATIENCE)
             if not done:
-                work.cancel()
-                await asyncio.wait({work}, timeout=INTERRUPT_PATIENCE)
+                live.task.cancel()
+                await asyncio.wait({live.task}, timeout=INTERRUPT_PATIENCE)
             await asyncio.sleep(0.1)  # followers take the last event with them
-        await self._close_backend()
-
-    def _follow_session(self, session: str) -> bool:
-        """Take over the agent's session id, unless it can't be one; True when it is new."""
-        if session == self.session.id or not SESSION_ID.fullmatch(session):
-            return False
-        self.session.id = session
-        return True
-
-    def _show(self, state: str) -> None:
-        self.state = state
-        turn = f": turn {self.current.id}" if self.current and state == "working" else ""
-        self.daemon.status(f"{state}{turn}, session {self.session.id or 'none'}")
+        try:
+            await self.seat.end()
+        except AgentDied as error:
+            logger.error("%s", error)

@@ -1,8 +1,8 @@
-"""The journal of turns: what was begun, how it ended, and the answer, so that asking twice never runs twice.
+"""The supervisor's database: the journal of turns, and what a user's sessions, choices and costs have come to.
 
-A row is `running`, then `done`, `failed` or `interrupted`. Commits survive this process but not a power cut: after
-one, the boot id differs and whoever asks treats an unknown turn as one that may have begun (kai-bot(8)). That
-saves an fsync on every message's way.
+A turn's row is `running`, then `done`, `failed` or `interrupted`: asking twice never runs twice. Commits survive this
+process but not a power cut: after one, the boot id differs and whoever asks treats an unknown turn as one that may have
+begun (kai-bot(8)). That saves an fsync on every message's way.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import sqlite3
 import time
 import uuid
+from datetime import date
 from pathlib import Path
 from typing import Literal
 
@@ -22,45 +23,89 @@ from kai.lib.varlink import Busy
 KEPT = 7 * 86400
 """Seconds for which an ended turn can still be joined: the inbox's dedup window."""
 
+MOST_ALLOWED = 200
 Ended = Literal["done", "failed", "interrupted"]
 _ENDED: dict[str, Ended] = {"ok": "done", "failed": "failed", "interrupted": "interrupted"}
 
-_SCHEMA = """
+_SINCE_2 = """
+CREATE TABLE sessions (
+    name TEXT NOT NULL,       -- 'chat'
+    workspace TEXT NOT NULL,  -- each has a session of its own to come back to
+    id TEXT NOT NULL,
+    turns INTEGER NOT NULL,
+    cost_usd REAL NOT NULL,
+    since REAL NOT NULL,
+    warned_usd REAL NOT NULL DEFAULT 0,  -- the budget of which 80 % or all were told
+    used REAL NOT NULL DEFAULT 0,
+    PRIMARY KEY (name, workspace)
+) WITHOUT ROWID;
+CREATE TABLE allowed (  -- what "this session" allows
+    name TEXT NOT NULL,
+    workspace TEXT NOT NULL,
+    pattern TEXT NOT NULL,
+    PRIMARY KEY (name, workspace, pattern)
+) WITHOUT ROWID;
+CREATE TABLE choices (
+    workspace TEXT NOT NULL,  -- '' for all
+    field TEXT NOT NULL,
+    value TEXT NOT NULL,
+    PRIMARY KEY (workspace, field)
+) WITHOUT ROWID;
+CREATE TABLE costs (day TEXT PRIMARY KEY, turns INTEGER NOT NULL, usd REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID
+"""
+
+_SCHEMA = f"""
 CREATE TABLE generation (id TEXT NOT NULL);
 CREATE TABLE turns (
     id TEXT PRIMARY KEY,
     state TEXT NOT NULL CHECK (state IN ('running', 'done', 'failed', 'interrupted')),
     began REAL NOT NULL,
     ended REAL,
-    answer TEXT  -- the done event
+    answer TEXT  -- the done event, with the turn's cost
 ) WITHOUT ROWID;
-CREATE TABLE sessions (
-    name TEXT PRIMARY KEY,  -- 'chat'
-    id TEXT NOT NULL,
-    turns INTEGER NOT NULL,
-    cost_usd REAL NOT NULL,
-    since REAL NOT NULL
-) WITHOUT ROWID
+{_SINCE_2}
 """
+
+_UPGRADES = {
+    1: f"""
+ALTER TABLE sessions RENAME TO sessions_1;
+{_SINCE_2};
+INSERT INTO sessions (name, workspace, id, turns, cost_usd, since)
+    SELECT name, '', id, turns, cost_usd, since FROM sessions_1;
+DROP TABLE sessions_1
+"""
+}
 
 
 class Session(msgspec.Struct):
-    """The agent's own memory of consecutive turns. Money is US dollars, `since` seconds since the epoch."""
+    """The agent's own memory of consecutive turns in one workspace.
 
+    Money is US dollars, `since` and `used` seconds since the epoch. `warned_usd` is the budget of which it was told
+    that 80 % or all are used.
+    """
+
+    workspace: str
+    name: str = "chat"
     id: str = ""
     turns: int = 0
     cost_usd: float = 0.0
-    since: float = 0.0
+    since: float = msgspec.field(default_factory=time.time)
+    warned_usd: float = 0.0
+    used: float = 0.0
+
+
+_COLUMNS = ", ".join(Session.__struct_fields__)
 
 
 class Turns:
-    """The journal in one user's state directory."""
+    """The database in one user's state directory."""
 
     def __init__(self, directory: Path) -> None:
-        self.store = Store(directory / "turns.db", _SCHEMA, durable=False)
+        self.store = Store(directory / "turns.db", _SCHEMA, version=2, upgrades=_UPGRADES, durable=False)
         self.identity = Journal(generation="", boot=boot_id())
 
-    async def open(self) -> None:
+    async def open(self, home: str) -> None:
         """Read the generation; whatever still runs on paper was cut off with the supervisor before this one."""
 
         def work(db: sqlite3.Connection) -> str:
@@ -74,9 +119,13 @@ class Turns:
                 (time.time(), msgspec.json.encode(cut).decode()),
             )
             db.execute("DELETE FROM turns WHERE ended < ?", (time.time() - KEPT,))
+            # Version 1 had no workspaces: its session was that of the home.
+            db.execute("UPDATE OR IGNORE sessions SET workspace = ? WHERE workspace = ''", (home,))
             return str(row[0])
 
         self.identity.generation = await self.store.write(work)
+
+    # ---- turns ----
 
     async def begin(self, turn: str) -> Event | None:
         """Enter a turn as running. Returns its stored answer instead when it was run before."""
@@ -98,8 +147,8 @@ class Turns:
         rows = await self.store.read("SELECT answer FROM turns WHERE id = ? AND answer IS NOT NULL", (turn,))
         return msgspec.json.decode(rows[0]["answer"], type=Event) if rows else None
 
-    async def end(self, turn: str, done: Event, session: Session) -> None:
-        """Store how a turn ended and where the session stands, in one transaction."""
+    async def end(self, turn: str, done: Event, session: Session, day: date) -> None:
+        """Store how a turn ended, where the session stands, and the cost, in one transaction."""
 
         def work(db: sqlite3.Connection) -> None:
             db.execute(
@@ -107,21 +156,109 @@ class Turns:
                 (_ENDED[done.outcome], time.time(), msgspec.json.encode(done).decode(), turn),
             )
             _store_session(db, session)
+            _spend(db, day, done.cost_usd)
 
         await self.store.write(work)
 
-    async def session(self) -> Session:
-        rows = await self.store.read("SELECT id, turns, cost_usd, since FROM sessions WHERE name = 'chat'")
-        return Session(**dict(rows[0])) if rows else Session(since=time.time())
+    # ---- sessions ----
+
+    async def session(self, workspace: str) -> Session:
+        """The chat's session in this workspace; one without an id where there is none."""
+        query = f"SELECT {_COLUMNS} FROM sessions WHERE name = 'chat' AND workspace = ?"
+        rows = await self.store.read(query, (workspace,))
+        return Session(**dict(rows[0])) if rows else Session(workspace)
 
     async def set_session(self, session: Session) -> None:
         await self.store.write(lambda db: _store_session(db, session))
 
+    async def end_session(self, session: Session, day: date, cost_usd: float = 0.0) -> Session:
+        """Put a fresh session in its place and forget what it allowed; `cost_usd` was spent on ending it."""
+        fresh = Session(session.workspace, name=session.name, used=time.time())
+
+        def work(db: sqlite3.Connection) -> None:
+            _store_session(db, fresh)
+            db.execute("DELETE FROM allowed WHERE name = ? AND workspace = ?", (session.name, session.workspace))
+            if cost_usd:
+                _spend(db, day, cost_usd, turns=0)
+
+        await self.store.write(work)
+        return fresh
+
+    async def lose_session(self, session: Session) -> None:
+        """The agent forgot it: a fresh one begins, but what was spent since /new stays spent."""
+        session.id = ""
+
+        def work(db: sqlite3.Connection) -> None:
+            _store_session(db, session)
+            db.execute("DELETE FROM allowed WHERE name = ? AND workspace = ?", (session.name, session.workspace))
+
+        await self.store.write(work)
+
+    async def used_workspaces(self) -> dict[str, float]:
+        """When each workspace was last used by the chat, in seconds since the epoch; the newest first."""
+        rows = await self.store.read("SELECT workspace, used FROM sessions WHERE name = 'chat' ORDER BY used DESC")
+        return {row["workspace"]: row["used"] for row in rows}
+
+    async def allowed(self, session: Session) -> set[str]:
+        """The patterns that the user allowed for this session."""
+        query = "SELECT pattern FROM allowed WHERE name = ? AND workspace = ?"
+        return {row["pattern"] for row in await self.store.read(query, (session.name, session.workspace))}
+
+    async def allow(self, session: Session, patterns: list[str]) -> None:
+        """Remember patterns; past MOST_ALLOWED of a session none is added."""
+        if len(await self.allowed(session)) >= MOST_ALLOWED:
+            return
+        rows = [(session.name, session.workspace, pattern) for pattern in patterns]
+        await self.store.write(lambda db: db.executemany("INSERT OR IGNORE INTO allowed VALUES (?, ?, ?)", rows))
+
+    # ---- costs ----
+
+    async def cost(self, day: date) -> tuple[float, float]:
+        """US dollars spent on this day and in its month."""
+        rows = await self.store.read(
+            "SELECT coalesce(sum(CASE WHEN day = ?1 THEN usd END), 0) AS today, coalesce(sum(usd), 0) AS month "
+            "FROM costs WHERE day BETWEEN ?2 AND ?1",
+            (day.isoformat(), day.replace(day=1).isoformat()),
+        )
+        return rows[0]["today"], rows[0]["month"]
+
+    # ---- choices and facts ----
+
+    async def choices(self) -> dict[tuple[str, str], str]:
+        """What the user chose, by workspace ("" for all) and field."""
+        rows = await self.store.read("SELECT workspace, field, value FROM choices")
+        return {(row["workspace"], row["field"]): row["value"] for row in rows}
+
+    async def choose(self, workspace: str, field: str, value: str) -> None:
+        """Store a choice; "" takes it back, field "" all of this workspace."""
+
+        def work(db: sqlite3.Connection) -> None:
+            if value:
+                db.execute("INSERT OR REPLACE INTO choices VALUES (?, ?, ?)", (workspace, field, value))
+            else:
+                db.execute("DELETE FROM choices WHERE workspace = ? AND ? IN (field, '')", (workspace, field))
+
+        await self.store.write(work)
+
+    async def fact(self, name: str) -> str:
+        """A remembered text, "" when there is none."""
+        rows = await self.store.read("SELECT value FROM facts WHERE name = ?", (name,))
+        return str(rows[0]["value"]) if rows else ""
+
+    async def set_fact(self, name: str, value: str) -> None:
+        await self.store.write(lambda db: db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value)))
+
 
 def _store_session(db: sqlite3.Connection, session: Session) -> None:
+    values = msgspec.structs.astuple(session)
+    db.execute(f"INSERT OR REPLACE INTO sessions ({_COLUMNS}) VALUES ({', '.join('?' * len(values))})", values)
+
+
+def _spend(db: sqlite3.Connection, day: date, usd: float, turns: int = 1) -> None:
     db.execute(
-        "INSERT OR REPLACE INTO sessions VALUES ('chat', ?, ?, ?, ?)",
-        (session.id, session.turns, session.cost_usd, session.since),
+        "INSERT INTO costs VALUES (?, ?, ?) ON CONFLICT (day) DO UPDATE SET turns = turns + excluded.turns, "
+        "usd = usd + excluded.usd",
+        (day.isoformat(), turns, usd),
     )
 
 

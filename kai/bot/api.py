@@ -112,8 +112,12 @@ def _entities(body: Body) -> list[telegram.MessageEntity] | None:
 def _keyboard(body: Body) -> telegram.InlineKeyboardMarkup | None:
     if not body.buttons:
         return None
-    row = [telegram.InlineKeyboardButton(button.text, callback_data=button.data) for button in body.buttons]
-    return telegram.InlineKeyboardMarkup([row])
+    return telegram.InlineKeyboardMarkup(
+        [
+            [telegram.InlineKeyboardButton(button.text, callback_data=button.data) for button in row]
+            for row in body.rows()
+        ]
+    )
 
 
 def verdict(error: TelegramError) -> Verdict:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any
 
 from telegram.error import TelegramError
 
+from kai.bot import approvals, question
 from kai.bot.api import Api
 from kai.bot.commands import TABLE, Commands
 from kai.bot.inbox import Inbox
@@ -41,7 +43,8 @@ class Bot:
         self.places = Places(self.api, store)
         agents = d.runtime_dir / "agent"
         self.lanes = Lanes(self.api, self.inbox, self.outbox, self.sender, self.places, agents, self.show)
-        self.commands = Commands(self.api, self.lanes, self.outbox, self.sender)
+        self.commands = Commands(self.lanes)
+        self.commands.buttons[question.PREFIX] = partial(approvals.press, self.lanes)
         self.intake = Intake(lambda: self.config, self.lanes.journal)
         self.service = Service(lambda: self.config, self.lanes, self.outbox, self.sender, lambda: self.state)
         self.polling = Polling(self.api, self.inbox, self.intake, self.take, self.say)
@@ -63,6 +66,8 @@ class Bot:
     def take(self, rows: list[InboxRow], *, rejoin: bool = False) -> None:
         """New rows, or those that an earlier run of the bot left unfinished."""
         for row in rows:
+            if row.callback:
+                self._spawn(self.commands.acknowledge(row))
             if row.kind == "control":
                 if row.state == "received":
                     self._spawn(self.commands.answer(row))

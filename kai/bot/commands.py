@@ -1,172 +1,240 @@
 """The commands of the chat: one table, from which /help and Telegram's command menu are made.
 
-A `control` command is answered at once, whatever runs; a `command` keeps its place in the user's queue.
+A control row is answered at once, whatever runs; a command row keeps its place in the user's queue. Handlers stand
+in the modules of their subjects; what they answer goes through the outbox.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
+import re
 from collections.abc import Awaitable, Callable
 from typing import Literal
 
 import msgspec
 from telegram.error import TelegramError
 
-from kai.bot.api import Api
+from kai.bot import picker
+from kai.bot.invocation import Invocation, Misused, Refused
 from kai.bot.lanes import Lanes
 from kai.bot.message import Body, plain
-from kai.bot.outbox import Outbox
-from kai.bot.sender import Sender
+from kai.bot.session import ENDED, new, stop, stop_turn
+from kai.bot.settings import model, settings
+from kai.bot.stats import memory, stats
 from kai.bot.tables import InboxRow
-from kai.interfaces import NewSession, State, Stop
+from kai.bot.workspaces import workspace
 from kai.lib import log
-from kai.lib.client import delays
-from kai.lib.varlink import Busy, Fault, Misconfigured, Unavailable
+from kai.lib.store import StoreError
 
-logger = logging.getLogger(__name__)
-
-
-class Command(msgspec.Struct, frozen=True):
-    """A row of the table. `handler` is the name of a method of Commands."""
-
-    name: str
-    description: str
-    lane: Literal["control", "command"]
-    handler: str
-    usage: str = ""
-
-
-TABLE = (
-    Command("start", "greeting", "control", "help"),
-    Command("help", "what you can say here", "control", "help"),
-    Command("new", "end this session; the next message starts a fresh one", "command", "new"),
-    Command("stop", "interrupt the running turn", "control", "stop", "[all]"),
-    Command("stats", "session, model, turns, cost", "control", "stats"),
-)
+TYPING_DELAY, TYPING_PERIOD = 0.5, 4.0
+LONGEST_CALLBACK_ANSWER = 200
+_COMMAND = re.compile(r"/([A-Za-z0-9_]{1,32})(?:@\w*)?(?:\s+(.*))?", re.DOTALL)
 GREETING = (
     "Kai connects this chat to an AI agent on your own host. Write what you want done: it works under your account "
     "there, with a real shell."
 )
-LONGEST_CALLBACK_ANSWER = 200
-BY_NAME = {command.name: command for command in TABLE}
+logger = logging.getLogger(__name__)
 
 
-def parse(text: str) -> tuple[str, str] | None:
-    """The name and the arguments of a command, or None when the text isn't one."""
-    if not text.startswith("/"):
-        return None
-    head, _, rest = text.partition(" ")
-    name = head[1:].partition("@")[0].lower()
-    return (name, rest.strip()) if name.replace("_", "").isalnum() and name.isascii() else None
+class Command(msgspec.Struct, frozen=True):
+    """A row of the table.
+
+    `queued` tells which forms keep their place in the queue; the others are answered at once. What a `pressable`
+    command does may be a button of a message.
+    """
+
+    name: str
+    description: str
+    handler: Callable[[Invocation], Awaitable[list[Body]]]
+    usage: str = ""
+    queued: Literal["never", "always", "with arguments"] = "never"
+    pressable: bool = False
+    aliases: tuple[str, ...] = ()
+    details: str = ""
+    example: str = ""
+
+
+async def start(asked: Invocation) -> list[Body]:
+    return [plain(f"{GREETING}\n\n/help lists the commands; what you write besides goes to the agent.")]
+
+
+async def help_(asked: Invocation) -> list[Body]:
+    """/help, /help COMMAND."""
+    if not asked.arguments:
+        lines = [f"{synopsis(each)} - {each.description}" for each in TABLE]
+        more = "\n\n/help COMMAND tells more of one. Other words with a slash are the agent's own commands."
+        return [plain("\n".join(lines) + more)]
+    name = asked.arguments.lower().removeprefix("/")
+    if name not in BY_NAME:
+        raise Misused(f"There is no command /{name}.")
+    command = BY_NAME[name]
+    also = f"\nAlso: {', '.join(f'/{alias}' for alias in command.aliases)}" if command.aliases else ""
+    example = f"\nExample: {command.example}" if command.example else ""
+    details = f"\n\n{command.details}" if command.details else ""
+    return [plain(f"{synopsis(command)}\n{command.description}{details}{also}{example}")]
+
+
+def synopsis(command: Command) -> str:
+    return f"/{command.name} {command.usage}".rstrip()
+
+
+TABLE = (
+    Command("start", "greeting", start),
+    Command("help", "what you can say here", help_, "[COMMAND]", example="/help settings"),
+    Command(
+        "new",
+        "end this session; the next message starts a fresh one",
+        new,
+        queued="always",
+        details="The agent first gets up to 30 seconds to save what it should remember; /stop cuts that short.",
+    ),
+    Command(
+        "stop",
+        "interrupt the running turn",
+        stop,
+        "[all]",
+        details="The session stays, and so does what was said so far. With all, what waits is dropped too.",
+    ),
+    Command("models", "choose the model from a list", model, queued="with arguments"),
+    Command(
+        "model",
+        "show or change the model",
+        model,
+        "[NAME | reset]",
+        "with arguments",
+        pressable=True,
+        details="It holds from the next message on, and the session goes on. reset takes your choice back.",
+        example="/model opus",
+    ),
+    Command(
+        "settings",
+        "show or change your settings",
+        settings,
+        "[FIELD VALUE | reset [FIELD]]",
+        "with arguments",
+        pressable=True,
+        details="Each value is shown with where it comes from. reset takes your choice back, or all of them.",
+        example="/settings budget 5",
+    ),
+    Command(
+        "workspace",
+        "show, change or make the workspace",
+        workspace,
+        "[NAME | home | new NAME | set FIELD VALUE | reset [FIELD]]",
+        "with arguments",
+        pressable=True,
+        aliases=("ws",),
+        details="Each workspace has its own session to come back to. new makes one, with a git repository. set and "
+        "reset change the model, budget and timeout of this workspace alone.",
+        example="/workspace new website",
+    ),
+    Command("workspaces", "choose the workspace from a list", workspace, queued="with arguments"),
+    Command("stats", "session, model, turns, cost", stats),
+    Command("memory", "what the agent remembers of you", memory),
+)
+BY_NAME = {name: command for command in TABLE for name in (command.name, *command.aliases)}
+
+
+def parse(text: str) -> tuple[Command, str] | None:
+    """One of these commands and what stands behind its name, or None: then the text is the agent's."""
+    found = _COMMAND.fullmatch(text)
+    command = BY_NAME.get(found[1].lower()) if found else None
+    return (command, (found[2] or "").strip()) if found and command else None
+
+
+def pressed(data: str) -> tuple[Command, str] | None:
+    """The command that a button's data stands for. Anyone can send any data, so it must be one for buttons."""
+    found = parse(data.removeprefix(picker.PREFIX)) if data.startswith(picker.PREFIX) else None
+    return found if found and found[0].pressable else None
+
+
+def kind_of(command: Command, arguments: str) -> Literal["control", "command"]:
+    waits = command.queued == "always" or (command.queued == "with arguments" and bool(arguments))
+    return "command" if waits else "control"
 
 
 class Commands:
-    """Answers control rows and command rows; every answer goes through the outbox."""
+    """Answers control rows and command rows."""
 
-    def __init__(self, api: Api, lanes: Lanes, outbox: Outbox, sender: Sender) -> None:
-        self.api, self.lanes, self.outbox, self.sender = api, lanes, outbox, sender
+    def __init__(self, lanes: Lanes) -> None:
+        self.lanes, self.api, self.outbox, self.sender = lanes, lanes.api, lanes.outbox, lanes.sender
         lanes.command = self.answer
+        # By the first word of a button's data: works on the press, and says in a few words what came of it.
+        self.buttons: dict[str, Callable[[InboxRow], Awaitable[str]]] = {"stop": self._stop_button}
+
+    async def acknowledge(self, row: InboxRow) -> None:
+        """Answer the query of a button that stands for a command, which itself may have to wait."""
+        if row.callback and pressed(row.text):
+            running = self.lanes.of(row.user).running
+            waits = row.kind == "command" and running and running is not row
+            await self._answer_query(row, "This waits for the running turn." if waits else "")
 
     async def answer(self, row: InboxRow) -> None:
         """Work on one row that isn't a turn, and end it."""
         with log.fields(KAI_USER=row.user, KAI_UPDATE=str(row.update_id)):
-            if row.callback:
+            found = pressed(row.text) if row.callback else parse(row.text)
+            if found:
+                await self._run(row, *found)
+            elif row.callback:
                 await self._button(row)
-                return
-            name, arguments = parse(row.text) or ("", "")
-            command = BY_NAME.get(name)
-            handler: Callable[[InboxRow, str], Awaitable[Body | None]] = (
-                getattr(self, f"_{command.handler}") if command else self._unknown
-            )
-            reply = await handler(row, arguments)
-            self.sender.put(*await self.outbox.reply(row, reply))
+            else:
+                unknown = plain("This can't be taken: only text messages are.")
+                self.sender.put(*await self.outbox.reply(row, [unknown]))
+
+    async def _run(self, row: InboxRow, command: Command, arguments: str) -> None:
+        asked = Invocation(row, arguments, self.lanes)
+        typing = asyncio.create_task(self._typing(row.chat))
+        renew = False
+        try:
+            reply = await command.handler(asked)
+            renew = bool(row.callback)
+        except StoreError:
+            raise
+        except Refused as refusal:
+            reply = [plain(f"⚠ {refusal}")]
+        except Misused as fault:
+            example = f", for example {command.example}" if command.example else ""
+            reply = [plain(f"{fault} Expected: {synopsis(command)}{example}".strip())]
+        except Exception:
+            logger.exception("/%s failed", command.name)
+            reply = [plain(f"⚠ A fault in Kai kept /{command.name} from being worked on; the journal says more.")]
+        finally:
+            typing.cancel()
+        self.sender.put(*await self.outbox.reply(row, reply))
+        if renew:
+            self.sender.spawn(self._renew(row, command))
+
+    async def _renew(self, row: InboxRow, command: Command) -> None:
+        """The message whose button was pressed shows what is in force now: decoration, whose faults cost nothing."""
+        try:
+            *_, shown = await command.handler(Invocation(row, "", self.lanes))
+            await self.api.edit(row.chat, row.message, shown)
+        except Exception as error:
+            logger.info("picker not renewed: %s", error)
 
     async def _button(self, row: InboxRow) -> None:
         """A pressed button. Its query is answered whatever comes of it, or Telegram lets the button spin."""
-        action, _, turn = row.text.partition(":")
-        target = self.lanes.of(row.user).find(turn=turn)
-        said = "That turn has already ended."
-        if action != "stop":
-            said = "This button is of an older version."
-        elif target:
-            said = await self._stop_turn(row.user, target)
+        press = self.buttons.get(row.text.partition(":")[0])
+        said = await press(row) if press else "This button is of an older version."
+        await self._answer_query(row, said)
+        await self.outbox.reply(row, [])
+
+    async def _answer_query(self, row: InboxRow, said: str) -> None:
         try:
             await self.api.answer_callback(row.callback, said[:LONGEST_CALLBACK_ANSWER])
         except TelegramError as error:
             logger.info("callback query: %s", error)
-        await self.outbox.reply(row, None)
 
-    async def _unknown(self, row: InboxRow, arguments: str) -> Body:
-        """A command that nobody knows, or, as an empty text, a message of a kind that isn't taken."""
-        if not row.text:
-            return plain("This can't be taken: only text messages are.")
-        return plain(f"There is no command {row.text.split()[0]}. /help lists what there is.")
+    async def _stop_button(self, row: InboxRow) -> str:
+        target = self.lanes.of(row.user).find(turn=row.text.partition(":")[2])
+        return await stop_turn(self.lanes, target) if target else ENDED
 
-    async def _help(self, row: InboxRow, arguments: str) -> Body:
-        lines = [f"/{c.name}{' ' + c.usage if c.usage else ''} - {c.description}" for c in TABLE]
-        return plain(f"{GREETING}\n\n" + "\n".join(lines))
-
-    async def _stop(self, row: InboxRow, arguments: str) -> Body:
-        """The target was stored with the row: a stop that comes late can't hit a later turn."""
-        target = self.lanes.of(row.user).find(row_id=row.target) if row.target else None
-        said = await self._stop_turn(row.user, target) if target else ""
-        dropped = await self.lanes.drop(row.user, before=row.id) if arguments == "all" else 0
-        if dropped:
-            said = f"{said} {dropped} waiting dropped.".strip()
-        return plain(said or ("Nothing is running." if row.target is None else "That turn has already ended."))
-
-    async def _stop_turn(self, user: str, row: InboxRow) -> str:
-        """Drop a turn that waits, interrupt one that runs, and keep one that is about to begin from beginning."""
-        lane = self.lanes.of(user)
-        if row.state == "queued" and await self.lanes.drop(user, row=row):
-            return "Dropped before it began."
-        if lane.running is not row:
-            return "That turn has already ended."
-        lane.ask_to_stop(row)
-        waits = delays()
-        for _ in range(4):
+    async def _typing(self, chat: int) -> None:
+        await asyncio.sleep(TYPING_DELAY)
+        while True:
             try:
-                await lane.agent.call(Stop(turn=row.turn), timeout=5)
-            except Unavailable as error:
-                logger.warning("stop: %s", error)
-                await asyncio.sleep(next(waits))
-            except Fault as fault:
-                logger.warning("stop: %s", fault)
-                return "Stopping."  # it can't begin any more, see ask_to_stop
-            else:
-                return "Stopping."
-        return "The agent's supervisor does not answer; `systemctl status` of its unit tells more."
-
-    async def _new(self, row: InboxRow, arguments: str) -> Body:
-        lane = self.lanes.of(row.user)
-        for delay in delays():
-            try:
-                await lane.agent.call(NewSession(), timeout=60)
-            except (Unavailable, Busy) as error:
-                logger.warning("new session waits: %s", error)
-                await asyncio.sleep(delay)
-            except Fault as fault:
-                return plain(f"⚠ No new session: {fault}")
-            else:
-                return plain("A fresh session begins with your next message.")
-        raise AssertionError("delays never end")
-
-    async def _stats(self, row: InboxRow, arguments: str) -> Body:
-        lane = self.lanes.of(row.user)
-        try:
-            state = await lane.agent.call(State(), timeout=10)
-        except Misconfigured as fault:
-            return plain(f"⚠ The agent can't start: {fault}")
-        except (Unavailable, Fault) as error:
-            return plain(f"⚠ The agent's supervisor does not answer: {error}")
-        since = time.strftime("%Y-%m-%d %H:%M", time.localtime(state.since))
-        waiting = len(lane.waiting)
-        lines = [
-            f"Agent: {state.state}{f', {waiting} waiting' if waiting else ''}",
-            f"Backend: {state.backend}, model: {state.model or 'its default'}",
-            f"Session: {state.session or 'none yet'}, since {since}",
-            f"Turns: {state.turns}, cost: ${state.cost_usd:.4f}",
-        ]
-        return plain("\n".join(lines))
+                await self.api.typing(chat)
+            except TelegramError as error:
+                logger.debug("typing: %s", error)
+            await asyncio.sleep(TYPING_PERIOD)

@@ -126,19 +126,31 @@ class Inbox:
         row.state, row.generation, row.boot = "running", journal.generation, journal.boot
         return True
 
-    async def placeholder(self, row: InboxRow) -> OutboxRow:
-        """Give a turn that still waits its placeholder's outbox row, to show what it waits for."""
-        return await self.store.write(lambda db: add_placeholder(db, row))
-
-    async def drop(self, row: InboxRow) -> bool:
-        """Drop a turn that still waits; False when it has begun."""
-        return await self.store.write(
-            lambda db: bool(
+    async def begin(self, row: InboxRow) -> bool:
+        """Mark a queued command as running; False when it was dropped a moment before."""
+        begun = await self.store.write(
+            lambda db: (
                 db.execute(
-                    "UPDATE inbox SET state = 'dropped', changed = ? WHERE id = ? AND state = 'queued'", (now(), row.id)
+                    "UPDATE inbox SET state = 'running', changed = ? WHERE id = ? AND state = 'queued'", (now(), row.id)
                 ).rowcount
             )
         )
+        if begun:
+            row.state = "running"
+        return bool(begun)
+
+    async def placeholder(self, row: InboxRow, words: Body | None = None) -> OutboxRow:
+        """Give a row that has no answer yet its placeholder's outbox row, to show what it waits for."""
+        return await self.store.write(lambda db: add_placeholder(db, row, words))
+
+    async def drop(self, rows: Sequence[InboxRow]) -> set[int]:
+        """Drop what still waits; returns the ids of those that hadn't begun."""
+
+        def work(db: sqlite3.Connection) -> set[int]:
+            query = "UPDATE inbox SET state = 'dropped', changed = ? WHERE id = ? AND state = 'queued'"
+            return {row.id for row in rows if db.execute(query, (now(), row.id)).rowcount}
+
+        return await self.store.write(work)
 
     async def bury(self, users: set[str]) -> int:
         """What waits of users who are no longer in the configuration becomes dead letters; returns how many."""
@@ -167,9 +179,9 @@ def _row(db: sqlite3.Connection, row_id: int) -> InboxRow:
     return InboxRow(*db.execute(f"SELECT {INBOX_COLUMNS} FROM inbox WHERE id = ?", (row_id,)).fetchone())
 
 
-def add_placeholder(db: sqlite3.Connection, row: InboxRow) -> OutboxRow:
+def add_placeholder(db: sqlite3.Connection, row: InboxRow, words: Body | None = None) -> OutboxRow:
     """The outbox row of a turn's first message precedes the message; the final text comes into it by edit."""
-    body = Body("⏳", buttons=[stop_button(row.turn)])
+    body = words or Body("⏳", buttons=[stop_button(row.turn)])
     db.execute(
         "INSERT OR IGNORE INTO outbox (bot, caller, key, inbox, user, chat, kind, body, state, changed) "
         "VALUES (?, 'kai-bot', ?, ?, ?, ?, 'placeholder', ?, 'stored', ?)",

@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 import telegram
 
-from kai.bot.commands import BY_NAME, parse
+from kai.bot.commands import kind_of, parse, pressed
 from kai.bot.inbox import Arrival
+from kai.bot.tables import Kind
 from kai.config import Config
 from kai.interfaces import Journal
 
@@ -38,28 +39,27 @@ class Intake:
             return None
         query, message = update.callback_query, update.message
         if query and query.message:
+            data = _sound(query.data or "")
+            button = pressed(data)
             return Arrival(
                 update_id=update.update_id,
                 user=user.name,
                 chat=chat.id,
                 message=query.message.message_id,
-                kind="control",
-                text=_sound(query.data or ""),
+                kind=kind_of(*button) if button else "control",
+                text=data,
                 callback=query.id,
             )
         if message is None or not message.text:
             return self._other(update, user.name, chat.id)
         command = parse(message.text)
-        kind = "turn"
-        if command:
-            known = BY_NAME.get(command[0])
-            kind = known.lane if known else "control"
+        kind: Kind = kind_of(*command) if command else "turn"
         return Arrival(
             update_id=update.update_id,
             user=user.name,
             chat=chat.id,
             message=message.message_id,
-            kind=kind,  # type: ignore[arg-type]
+            kind=kind,
             text=_sound(message.text[:MOST_TEXT]),
             journal=self.journal(user.name) if kind == "turn" else None,
         )

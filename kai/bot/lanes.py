@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -38,6 +39,8 @@ class Lane:
         self.running: InboxRow | None = None
         self.running_task: asyncio.Task[None] | None = None
         self.turn: Turn | None = None
+        self.interruptible: InboxRow | None = None
+        """The command that a /stop means before any turn: while it is worked on, none runs."""
         self.stopped: set[int] = set()
         self.task: asyncio.Task[None] | None = None
 
@@ -90,24 +93,26 @@ class Lane:
     async def _attempt(self, row: InboxRow, *, rejoin: bool) -> None:
         lanes = self.lanes
         if row.kind == "command":
-            await lanes.command(row)
+            if row.state == "running" or await lanes.inbox.begin(row):
+                await lanes.command(row)
             return
         self.turn = Turn(row, self.agent, lanes.api, lanes.inbox, lanes.outbox, lanes.sender)
-        self.turn.stop_asked = row.id in self.stopped
+        if row.id in self.stopped:
+            self.turn.stop_asked.set()
         self.journal = await self.turn.run(rejoin=rejoin) or self.journal
 
     async def _give_up(self, row: InboxRow) -> None:
         note = plain("⚠ A fault in Kai kept this message from being worked on; the journal says more.")
         lanes = self.lanes
         if row.kind == "command":
-            lanes.sender.put(*await lanes.outbox.reply(row, note))
+            lanes.sender.put(*await lanes.outbox.reply(row, [note]))
         else:
             lanes.sender.put(*await lanes.outbox.answer(row, "interrupted", [note]))
 
     def find(self, *, row_id: int | None = None, turn: str = "") -> InboxRow | None:
-        """A turn of this lane that runs or waits."""
+        """What runs or waits in this lane under this id."""
         for row in (self.running, *self.waiting):
-            if row and row.kind == "turn" and (row.id == row_id or row.turn == turn):
+            if row and (row.id == row_id or row.turn == turn):
                 return row
         return None
 
@@ -115,7 +120,7 @@ class Lane:
         """Whatever the supervisor says: a turn that has not begun must not begin any more."""
         self.stopped.add(row.id)
         if self.turn and self.turn.row is row:
-            self.turn.stop_asked = True
+            self.turn.stop_asked.set()
 
 
 class Lanes:
@@ -135,6 +140,7 @@ class Lanes:
         self.agents, self.changed = agents, changed
         self.command: Command = _no_command
         self.rejoin: set[int] = set()
+        self.since = time.time()
         self.users: dict[str, Lane] = {}
 
     def of(self, user: str) -> Lane:
@@ -157,18 +163,17 @@ class Lanes:
         rows = [one for one in lane.waiting if meant(one)]
         if lane.running and lane.running.state == "queued" and meant(lane.running):
             rows.append(lane.running)
-        dropped = 0
+        dropped = await self.inbox.drop(rows)
         for one in rows:
-            if await self.inbox.drop(one):
+            if one.id in dropped:
                 one.state = "dropped"
-                dropped += 1
                 if one is lane.running and lane.running_task:
                     lane.running_task.cancel()
                     if await self.outbox.placeholder(one.id):  # it showed what it waited for
                         dropped_note = [plain("⏹ Dropped before it began.")]
                         self.sender.put(*await self.outbox.answer(one, "dropped", dropped_note))
         self.places.moves(user, lane.running, lane.waiting)
-        return dropped
+        return len(dropped)
 
     def counts(self) -> tuple[int, int]:
         """Turns that run and that wait."""

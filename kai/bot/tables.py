@@ -58,11 +58,13 @@ CREATE TABLE outbox (
     message INTEGER,                       -- Telegram's id, once known
     error TEXT NOT NULL DEFAULT '',
     changed REAL NOT NULL,
+    edits INTEGER,                         -- the row whose message this one changes
     UNIQUE (caller, key)
 );
 CREATE INDEX outbox_unsent ON outbox (chat, id) WHERE state IN ('stored', 'sending');
 CREATE INDEX outbox_of_inbox ON outbox (inbox)
 """
+_UPGRADES = {1: "ALTER TABLE outbox ADD COLUMN edits INTEGER"}
 
 
 class InboxRow(msgspec.Struct):
@@ -89,7 +91,10 @@ class InboxRow(msgspec.Struct):
 
 
 class OutboxRow(msgspec.Struct):
-    """A message on its way to a chat. `kind` final means: edit the placeholder of the same inbox row."""
+    """A message on its way to a chat. `kind` final means: edit the placeholder of the same inbox row.
+
+    With `edits` it is no message of its own but the new state of that row's.
+    """
 
     id: int
     inbox: int | None
@@ -99,6 +104,7 @@ class OutboxRow(msgspec.Struct):
     body: str
     state: OutboxState
     message: int | None
+    edits: int | None = None
 
 
 INBOX_COLUMNS = ", ".join(InboxRow.__struct_fields__)
@@ -107,7 +113,7 @@ OUTBOX_COLUMNS = ", ".join(OutboxRow.__struct_fields__)
 
 def open_tables(directory: Path) -> Store:
     """The database in the bot's state directory. Raises StoreError."""
-    return Store(directory / "queue.db", _SCHEMA)
+    return Store(directory / "queue.db", _SCHEMA, version=2, upgrades=_UPGRADES)
 
 
 def now() -> float:

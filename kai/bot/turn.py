@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
 from kai.bot.api import Api
 from kai.bot.inbox import Inbox
 from kai.bot.message import plain
 from kai.bot.outbox import Outbox
+from kai.bot.question import DECISIONS, OVER, question
 from kai.bot.sender import Sender
 from kai.bot.tables import InboxRow, InboxState, OutboxRow, now
 from kai.bot.view import View
@@ -22,6 +23,8 @@ from kai.lib.varlink import Busy, Fault, Misconfigured, Unavailable
 TYPING_DELAY, TYPING_PERIOD = 0.02, 4.0
 """Seconds before the first typing action, so that the placeholder goes first, and between two: Telegram shows one for
 five."""
+TICK, SLOW_TICK, LONG_TURN = 5.0, 30.0, 600.0
+"""Seconds between two looks at the clocks of a turn of which nothing is heard, and from when on they are fewer."""
 QUIET_TROUBLE = 3.0
 """Seconds for which an agent that can't be reached is not worth a word: a restart takes less."""
 logger = logging.getLogger(__name__)
@@ -35,7 +38,7 @@ class Turn:
         self.inbox, self.outbox, self.sender = inbox, outbox, sender
         self.view = View(row)
         self.placed = False
-        self.stop_asked = False
+        self.stop_asked = asyncio.Event()
         self.troubled_since = 0.0
 
     async def run(self, *, rejoin: bool) -> Journal | None:
@@ -43,7 +46,7 @@ class Turn:
 
         Returns the agent's journal, where it was asked for, so that the next turn needs no question.
         """
-        self.typing: asyncio.Task[None] | None = None
+        self.beside: list[asyncio.Task[None]] = []
         journal = None
         try:
             if self.row.state == "queued":
@@ -52,8 +55,8 @@ class Turn:
                     return journal
             done = await self._follow(rejoin=rejoin)
         finally:
-            if self.typing:
-                self.typing.cancel()
+            for task in self.beside:
+                task.cancel()
             self.sender.finished(self.row.chat, self.row.id)
         self.sender.put(*await self._store(done))
         return journal
@@ -88,8 +91,8 @@ class Turn:
         raise AssertionError("delays never end")
 
     async def _begin_to_show(self) -> None:
-        if self.typing is None:
-            self.typing = asyncio.create_task(self._typing())
+        if not self.beside:
+            self.beside = [asyncio.create_task(self._typing()), asyncio.create_task(self._tick())]
         try:
             await self._placeholder()
         except StoreError as error:  # the answer will say so too, and wait; the turn itself can go on
@@ -111,6 +114,8 @@ class Turn:
         call: Start | Join = join if rejoin else start
         waits = delays()
         while True:
+            if call is start and self.stop_asked.is_set():
+                return Event(kind="done", outcome="interrupted")
             try:
                 async with aclosing(await self.agent.open(call)) as events:
                     await self._begin_to_show()  # not before: the agent is to have its prompt first
@@ -119,8 +124,10 @@ class Turn:
                         if event.kind == "done":
                             return event
                         waits = delays()
+                        if event.kind == "approval":
+                            await self._approval(event)
                         self.view.apply(event)
-                        self.sender.show(self.row.chat, self.row.id, self.view.growing)
+                        self._show()
                 raise Unavailable("the agent's supervisor ended the turn without an answer")
             except UnknownTurn as fault:
                 if fault.message != f"{self.row.generation} {self.row.boot}":
@@ -131,14 +138,10 @@ class Turn:
                         error="The host or the agent's journal was reset in this turn; it may have run in part. "
                         "Send it again if you want it repeated.",
                     )
-                if self.stop_asked:
-                    return Event(kind="done", outcome="interrupted")
                 call = start  # the same journal never heard of it: it did not begin
             except (Busy, Misconfigured) as error:
-                if self.stop_asked and call is start:
-                    return Event(kind="done", outcome="interrupted")
                 await self._trouble(error)
-                await asyncio.sleep(next(waits))
+                await self._pause(next(waits), until_stopped=call is start)
             except Unavailable as error:
                 call = join
                 await self._trouble(error)
@@ -147,6 +150,13 @@ class Turn:
                 logger.error("%s: %s", fault.NAME, fault)
                 return Event(kind="done", outcome="failed", error=str(fault))
 
+    async def _pause(self, duration: float, *, until_stopped: bool) -> None:
+        if not until_stopped:
+            await asyncio.sleep(duration)
+            return
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.stop_asked.wait(), duration)
+
     async def _trouble(self, error: Exception) -> None:
         """Keep waiting, and say what for where it is worth saying."""
         logger.warning("waits for the agent: %s", error)
@@ -154,14 +164,34 @@ class Turn:
         if isinstance(error, Misconfigured) or time.monotonic() - self.troubled_since > QUIET_TROUBLE:
             self.view.trouble = f"⚠ The agent can't start yet; this message waits. {error}"
             await self._begin_to_show()
-            self.sender.show(self.row.chat, self.row.id, self.view.growing)
+            self._show()
+
+    async def _approval(self, event: Event) -> None:
+        """A question is a message of its own; how it ended goes into that message. Replayed, both are known already."""
+        if event.running:
+            asked = question(self.row.turn, event)
+            self.sender.put(*await self.outbox.ask(self.row, event.approval, asked))
+            return
+        known = await self.outbox.question(self.row.user, self.row.turn, event.approval)
+        if known:
+            self.sender.put(*await self.outbox.decide(known, DECISIONS.get(event.answer, OVER)))
+
+    def _show(self) -> None:
+        self.sender.show(self.row.chat, self.row.id, self.view.growing)
+
+    async def _tick(self) -> None:
+        """The clock of a long command goes on although no event comes."""
+        while True:
+            await asyncio.sleep(TICK if self.view.elapsed < LONG_TURN else SLOW_TICK)
+            self._show()
 
     async def _typing(self) -> None:
         await asyncio.sleep(TYPING_DELAY)
         while True:
             began = now()
             try:
-                await self.api.typing(self.row.chat)
+                if not self.view.questions:  # then it is the user's turn, not ours
+                    await self.api.typing(self.row.chat)
             except Exception as error:  # it is decoration, and any error of it may come again in four seconds
                 logger.debug("typing: %s", error)
             await asyncio.sleep(max(0.0, TYPING_PERIOD - (now() - began)))

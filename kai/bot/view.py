@@ -1,54 +1,79 @@
-"""What a running turn looks like in the chat: the text so far, one line for what the agent does, a Stop button."""
+"""What a running turn looks like in the chat: the text so far, what the agent does now and has done, a Stop button."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
 
 from kai.bot.markdown import Text, length, render_partial
 from kai.bot.message import Body, bodies, body, plain, stop_button
-from kai.bot.split import split
+from kai.bot.split import LIMIT, split
 from kai.bot.tables import InboxRow
-from kai.interfaces import Event
+from kai.bot.text import clean
+from kai.bot.tools import clock, counts_line, running_line, shorten
+from kai.interfaces import Event, Ran
 
 SHOWN = 3500
 """Characters of the end of a growing text that are shown; the rest comes with the final answer."""
 LONG_WORK = 10.0
-"""Seconds after which the elapsed time is shown."""
+"""Seconds after which the elapsed time of a turn is shown."""
+LONGEST_TROUBLE = 300
+ASKS = "❓ waits for your approval"
 
 
 class View:
-    """Collects a turn's events."""
+    """Collects a turn's events. Those that are replayed after a break give the picture that was there before it."""
 
     def __init__(self, row: InboxRow) -> None:
         self.row = row
-        self.began = time.monotonic()
+        self.began = time.time()
         self.text = ""
-        self.tool = ""
+        self.tool: Event | None = None
+        self.ran: list[Ran] = []
+        self.questions: set[str] = set()
         self.trouble = ""
 
     def apply(self, event: Event) -> None:
         self.trouble = ""
-        if event.kind == "text":
+        if event.kind == "started":
+            self.began = event.since or self.began
+        elif event.kind == "text":
             self.text = self.text[: event.offset] + event.text
         elif event.kind == "tool":
-            self.tool = f"⚙ {event.tool}: {event.summary}".removesuffix(": ") if event.running else ""
+            self.tool, self.ran = event if event.running else None, event.ran
+        elif event.kind == "approval" and event.running:
+            self.questions.add(event.approval)
+        elif event.kind == "approval":
+            self.questions.discard(event.approval)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the turn began."""
+        return time.time() - self.began
 
     def growing(self) -> Body:
         """The message as it stands now, with its Stop button."""
         text = self.text if len(self.text) <= SHOWN else "…\n\n" + self.text[-SHOWN:].partition("\n")[2]
         shown = split(render_partial(text))[-1:] or [Text("", ())]
         status = self._status()
-        room = 4096 - length(status) - 2
+        room = LIMIT - length(status.text) - 2
         if length(shown[0].text) > room:
             shown = split(shown[0], room)[-1:]
-        joined = f"{shown[0].text}\n\n{status}" if shown[0].text else status
-        return body(Text(joined, shown[0].entities), [stop_button(self.row.turn)])
+        return body(_below(shown[0], status), [stop_button(self.row.turn)])
 
-    def _status(self) -> str:
-        elapsed = time.monotonic() - self.began
-        clock = f" · {int(elapsed) // 60}:{int(elapsed) % 60:02d}" if elapsed >= LONG_WORK else ""
-        doing = self.trouble or self.tool or "⏳"
-        return (doing if len(doing) <= 200 else doing[:199] + "…") + clock
+    def _status(self) -> Text:
+        """What happens now, and below it what has been done."""
+        now, done = self._now(), counts_line(self.ran)
+        return Text(f"{now.text}\n{done}" if done else now.text, now.entities)
+
+    def _now(self) -> Text:
+        if self.trouble:
+            return Text(shorten(self.trouble, LONGEST_TROUBLE))
+        if self.questions:
+            return Text(ASKS)
+        if self.tool:
+            return running_line(self.tool.tool, self.tool.summary, time.time() - (self.tool.since or time.time()))
+        return Text(f"⏳ · {clock(self.elapsed)}" if self.elapsed >= LONG_WORK else "⏳")
 
     def final(self, done: Event) -> list[Body]:
         """The answer. An error is added under what was shown; it never replaces it."""
@@ -56,14 +81,24 @@ class View:
         note = notes.get(done.outcome, "")
         if done.outcome == "ok" and done.error:
             note = f"⚠ {done.error}"
+        note = clean(note)
         text = done.text or self.text  # a supervisor that was cut off gives none; what was shown stays
         messages = bodies(text) if text.strip() else []
         if not messages:
             return [plain(note or "(The agent gave no text.)")]
         if note:
             last = messages[-1]
-            if length(last.text) + length(note) + 2 <= 4096:
+            if length(last.text) + length(note) + 2 <= LIMIT:
                 messages[-1] = Body(f"{last.text}\n\n{note}", last.entities)
             else:
                 messages.append(plain(note))
         return messages
+
+
+def _below(text: Text, status: Text) -> Text:
+    """A status under a blank line."""
+    if not text.text:
+        return status
+    start = length(text.text) + 2
+    moved = tuple(dataclasses.replace(entity, offset=entity.offset + start) for entity in status.entities)
+    return Text(f"{text.text}\n\n{status.text}", text.entities + moved)

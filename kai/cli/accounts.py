@@ -139,9 +139,13 @@ def sudoers_template() -> str:
     return (installed if installed.exists() else checkout).read_text(encoding="utf-8")
 
 
-def drop_in(config: Config, user: User) -> str:
-    """What the unit of this user has beyond the template: his home and workspaces, his limits, a longer drain."""
-    lines = ["[Service]", *(f'BindPaths="-{_quoted(path)}"' for path in visible(config, user))]
+def drop_in(config: Config, user: User, paths: Iterable[Path] | None = None) -> str:
+    """What the unit of this user has beyond the template: what it shows of the host, his limits, a longer drain.
+
+    `paths` are the directories shown, `visible` when not given.
+    """
+    shown = visible(config, user) if paths is None else paths
+    lines = ["[Service]", *(f'BindPaths="-{_quoted(path)}"' for path in shown)]
     limits: Mapping[str, object] = {
         "MemoryMax": user.limits.memory,
         "TasksMax": user.limits.tasks,
@@ -159,8 +163,13 @@ def visible(config: Config, user: User) -> list[Path]:
     base = config.effective(user, "workspace_base")[0]
     chosen = [home, *(expand(path, home) for path in (user.home_workspace, base) if path)]
     chosen += config.workspaces_of(user, home)
-    outside = {path for path in chosen if path != Path("/") and not path.is_relative_to("/var/lib/kai")}
-    return sorted(path for path in outside if not any(parent in outside for parent in path.parents))
+    return topmost(path for path in chosen if path != Path("/") and not path.is_relative_to("/var/lib/kai"))
+
+
+def topmost(paths: Iterable[Path]) -> list[Path]:
+    """Those that lie beneath no other one, sorted."""
+    found = set(paths)
+    return sorted(path for path in found if not any(parent in found for parent in path.parents))
 
 
 def unquotable(config: Config, user: User) -> list[Path]:

@@ -45,6 +45,12 @@ def faults(config: Config, host: Host) -> list[str]:
             f"{user.name}: {path}: a unit file can't name this path; use one without quotes and backslashes"
             for path in accounts.unquotable(config, user)
         ]
+        found += [
+            f"{user.name}: {path}: an account other than root and {user.work_account} may write to a directory above "
+            "it, and could put a link to anywhere in its place: use a path of which that is not so"
+            for path in accounts.visible(config, user)
+            if _anchor(path, user, host) is None
+        ]
         found += _foreign(user, host)
         found += _not_his(user, host)
     return found
@@ -84,6 +90,23 @@ def _not_his(user: User, host: Host) -> Iterator[str]:
                 f"Kai doesn't pass files on to another account; `mv {wanted.path} {wanted.path}.old` keeps them, "
                 "then apply again"
             )
+
+
+def _anchor(path: Path, user: User, host: Host) -> Path | None:
+    """What the unit must bind so that `path` shows in it and nobody but root can put something else in its place.
+
+    systemd binds as root and follows links. In a directory of its own the agent could leave one to /proc or to
+    /run/user, so then that directory is bound, or the first one that isn't there yet; None when it is a stranger's.
+    """
+    account = host.account(user.work_account)
+    for above in reversed(path.parents[:-1]):
+        status = host.stat(above)
+        if status is None or (account and status.st_uid == account.pw_uid and is_directory(status)):
+            return above
+        writable = status.st_mode & stat.S_IWOTH or (status.st_mode & stat.S_IWGRP and status.st_gid != 0)
+        if status.st_uid != 0 or (writable and not stat.S_ISLNK(status.st_mode)):
+            return None
+    return path
 
 
 def plan(config: Config, host: Host) -> list[Step]:
@@ -190,7 +213,9 @@ def _drop_ins(config: Config, host: Host) -> list[Step]:
         hint = ""
         if host.unit("is-active", f"kai-agent@{user.name}.service"):
             hint = f" (the agent that is running takes it up at its next start: kai retire {user.name})"
-        steps += _file(host, _drop_in_path(user.name), accounts.drop_in(config, user), hint=hint)
+        anchors = (_anchor(path, user, host) for path in accounts.visible(config, user))
+        text = accounts.drop_in(config, user, accounts.topmost(filter(None, anchors)))
+        steps += _file(host, _drop_in_path(user.name), text, hint=hint)
     if steps:
         steps.append(Step("", _call(host, "systemctl", "daemon-reload")))
     return steps

@@ -80,10 +80,16 @@ def run_add(arguments: argparse.Namespace) -> int:
 def run_remove(arguments: argparse.Namespace) -> int:
     need_root("kai users remove")
     file = config_dir() / "users.yaml"
+    before = file.read_bytes() if file.exists() else b""
     try:
         usersfile.remove(file, arguments.name)
     except ConfigError as error:
         raise Failure(str(error)) from None
+    try:
+        _load()
+    except Failure:
+        file.write_bytes(before)  # workspaces.yaml may name what was his: with half of it done, Kai wouldn't start
+        raise
     print(f"cut {arguments.name} from {file}; the account and /var/lib/kai/users/{arguments.name} stay")
     return _apply(dry_run=False)
 

@@ -14,7 +14,7 @@ from kai.config.decode import Rule, looks_secret
 USER_NAME = re.compile(r"[a-z][a-z0-9-]{0,23}")
 ACCOUNT = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 _LOGIN = r"[A-Za-z0-9][A-Za-z0-9_-]{0,38}"
-_MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+\[\]-]{0,127}")
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+\[\]-]{0,127}")
 _REPOSITORY = re.compile(_LOGIN + r"/[A-Za-z0-9._-]{1,100}")
 _PATTERN = re.compile(r"[A-Za-z0-9_*-]{1,39}/[A-Za-z0-9._*-]{1,100}")
 _MEMORY = re.compile(
@@ -91,7 +91,7 @@ def _is_pattern(pattern: str) -> bool:
 
 
 def _is_model(name: str) -> bool:
-    return bool(_MODEL.fullmatch(name)) and not looks_secret(name)
+    return bool(MODEL_NAME.fullmatch(name)) and not looks_secret(name)
 
 
 def _is_repository(name: str) -> bool:

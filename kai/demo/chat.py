@@ -68,15 +68,14 @@ class Chat:
 
     def _item(self, message: int, data: dict[str, Any]) -> Item:
         rows = (data.get("reply_markup") or {}).get("inline_keyboard", [])
-        found = [(b["text"], b.get("callback_data", "")) for row in rows for b in row]
-        numbered = self._number(message, [each for _, each in found])
+        numbers = iter(self._number(message, [b.get("callback_data", "") for row in rows for b in row]))
         files = [_file_name(data[kind]) for kind in ("document", "voice") if kind in data]
         return Item(
             id=message,
             by_bot=bool(data["by_bot"]),
             text=data.get("text") or "",
             entities=data.get("entities") or (),
-            buttons=list(zip(numbered, (label for label, _ in found), strict=True)),
+            buttons=[[(next(numbers), b["text"]) for b in row] for row in rows],
             growing=grows(data.get("text"), data.get("reply_markup")),
             files=[*files, *(["photo"] if "photo" in data else [])],
         )

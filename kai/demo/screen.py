@@ -27,13 +27,13 @@ Cell = tuple[str, str]
 
 @dataclass
 class Item:
-    """One message of the chat as it stands. `buttons` are numbers and labels."""
+    """One message of the chat as it stands. `buttons` are rows of numbers and labels."""
 
     id: int
     by_bot: bool
     text: str
     entities: Sequence[Mapping[str, Any]] = ()
-    buttons: Sequence[tuple[int, str]] = ()
+    buttons: Sequence[Sequence[tuple[int, str]]] = ()
     growing: bool = False
     files: Sequence[str] = ()
     reactions: Sequence[str] = field(default=())
@@ -111,8 +111,8 @@ def rows_of(item: Item, columns: int) -> list[str]:
     lines += [[(char, "2") for char in safe(f"[file: {name}]")] for name in item.files]
     if item.reactions and lines:
         lines[-1] += [(char, "") for char in " " + "".join(item.reactions)]
-    if item.buttons:
-        labels = [[(char, "7") for char in safe(f"[{number}] {label}")] for number, label in item.buttons]
+    for row in item.buttons:
+        labels = [[(char, "7") for char in safe(f"[{number}] {label}")] for number, label in row]
         lines.append([cell for label in labels for cell in [*label, (" ", "")]])
     rows = [row for line in lines for row in wrapped(line, max(8, columns - len(head)))]
     rows = [[(char, "") for char in (INDENT if n else head)] + row for n, row in enumerate(rows)]
@@ -172,8 +172,8 @@ class Plain(Face):
                 self._line("")
                 self._more(item.id, text)
             self._line("", *(f"[file: {name}]" for name in item.files))
-            if item.buttons:
-                self._line("  ".join(f"[{number}] {label}" for number, label in item.buttons))
+            for row in item.buttons:
+                self._line("  ".join(f"[{number}] {label}" for number, label in row))
             self.done[item.id] = text
 
     def notice(self, text: str) -> None:

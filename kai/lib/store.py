@@ -10,7 +10,7 @@ import asyncio
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,20 +27,28 @@ class Store:
     """A database file, opened exclusively.
 
     `durable` commits reach the disk before `write` returns (synchronous=FULL); else they survive the process but
-    not a power cut (NORMAL). Another process that has the file is waited for, `patience` seconds. Raises StoreError
-    when the file is corrupt, in use, or of a newer version.
+    not a power cut (NORMAL). Another process that has the file is waited for, `patience` seconds. `upgrades` are the
+    statements that lead from a version to the next. Raises StoreError when the file is corrupt, in use, or of a
+    newer version.
     """
 
     def __init__(
-        self, path: Path, schema: str, *, version: int = 1, durable: bool = True, patience: float = 5.0
+        self,
+        path: Path,
+        schema: str,
+        *,
+        version: int = 1,
+        upgrades: Mapping[int, str] | None = None,
+        durable: bool = True,
+        patience: float = 5.0,
     ) -> None:
-        self.path = path
+        self.path, self.version, self.upgrades = path, version, upgrades or {}
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._connection = self._open(schema, version, durable, patience)
+        self._connection = self._open(schema, durable, patience)
         self._thread = threading.Thread(target=self._work, name=path.stem, daemon=True)
         self._thread.start()
 
-    def _open(self, schema: str, version: int, durable: bool, patience: float) -> sqlite3.Connection:
+    def _open(self, schema: str, durable: bool, patience: float) -> sqlite3.Connection:
         try:
             connection = sqlite3.connect(
                 self.path, isolation_level=None, check_same_thread=False, timeout=patience, cached_statements=256
@@ -48,7 +56,7 @@ class Store:
         except sqlite3.Error as error:
             raise self._fault(error) from None
         try:
-            self._prepare(connection, schema, version, durable)
+            self._prepare(connection, schema, durable)
         except BaseException as error:
             connection.close()
             if isinstance(error, sqlite3.Error):
@@ -56,17 +64,19 @@ class Store:
             raise
         return connection
 
-    def _prepare(self, connection: sqlite3.Connection, schema: str, version: int, durable: bool) -> None:
+    def _prepare(self, connection: sqlite3.Connection, schema: str, durable: bool) -> None:
         connection.row_factory = sqlite3.Row
         connection.execute("PRAGMA locking_mode=EXCLUSIVE")
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
         connection.execute("PRAGMA cache_size=-1024")
         (found,) = connection.execute("PRAGMA user_version").fetchone()
-        if found == 0:
-            connection.executescript(f"BEGIN IMMEDIATE; {schema}; PRAGMA user_version={version}; COMMIT")
-        elif found != version:
-            raise StoreError(f"{self.path}: version {found}, this program knows {version}: upgrade Kai")
+        steps = [schema] if found == 0 else [self.upgrades.get(n, "") for n in range(found, self.version)]
+        if found > self.version or not all(steps):
+            raise StoreError(f"{self.path}: version {found}, this program knows {self.version}: upgrade Kai")
+        if steps:
+            change = "; ".join(steps)
+            connection.executescript(f"BEGIN IMMEDIATE; {change}; PRAGMA user_version={self.version}; COMMIT")
         (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
             raise StoreError(f"{self.path}: damaged ({verdict}): restore it from a backup or move it away")

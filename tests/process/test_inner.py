@@ -67,7 +67,7 @@ def seen(request: dict[str, Any], **environment: str) -> dict[str, str]:
         (b"\xff\xfe\n", "not JSON"),
         (b"[" * 100_000 + b"\n", "not JSON"),
         (b"[]\n", "expected a JSON object"),
-        (b"{}\n", "verb: expected one of agent, mkworkspace, read"),
+        (b"{}\n", "verb: expected one of agent, find, list, mkworkspace, read"),
         (b'{"verb":["agent"]}\n', "verb"),
         (b'{"verb":"shell"}\n', "verb"),
         (b'{"verb":"agent","workspace":"/"}\n', r"agent.command: expected a list of texts"),
@@ -87,7 +87,14 @@ def seen(request: dict[str, Any], **environment: str) -> dict[str, str]:
         (b'{"verb":"read","root":"/","path":"","limit":1}\n', r"read.path"),
         (b'{"verb":"read","root":"/","path":"x","limit":true}\n', r"read.limit"),
         (b'{"verb":"read","root":"/","path":"x","limit":-1}\n', r"read.limit"),
-        (b'{"verb":"mkworkspace","path":"x"}\n', r"mkworkspace.path"),
+        (b'{"verb":"find","base":"srv","name":"x"}\n', r"find.base: expected an absolute path"),
+        (b'{"verb":"find","base":"/srv","name":""}\n', r"find.name"),
+        (b'{"verb":"find","base":"/srv","name":"a\\u0000b"}\n', r"find.name"),
+        (b'{"verb":"find","base":"/srv","name":"a\\ud800b"}\n', r"find.name"),
+        (b'{"verb":"find","base":"/srv","name":["a"]}\n', r"find.name"),
+        (b'{"verb":"list","base":"/srv","limit":-1}\n', r"list.limit"),
+        (b'{"verb":"mkworkspace","path":"/x"}\n', r"unknown field 'path'"),
+        (b'{"verb":"mkworkspace","base":"x","name":"x"}\n', r"mkworkspace.base"),
         (b" " * (inner.MAX_REQUEST + 1) + b"\n", "longer than 1048576 bytes"),
     ],
 )
@@ -280,35 +287,170 @@ def test_a_key_file_that_is_not_as_it_should_be_is_refused_and_not_shown(tmp_pat
     assert b"sk-" not in done.stderr
 
 
-# ---- mkworkspace ----
+# ---- workspaces ----
 
 
-def test_a_workspace_is_made_with_a_repository(tmp_path: Path) -> None:
-    path = tmp_path / "new"
-    done = run({"verb": "mkworkspace", "path": os.fspath(path)}, environment={"GIT_DIR": "/elsewhere"})
-    assert done.returncode == 0
-    assert json.loads(done.stdout) == {"path": os.fspath(path), "git": True}
-    assert (path / ".git/HEAD").is_file()
-    assert stat.S_IMODE(path.stat().st_mode) == 0o755
+def asked(verb: str, base: Path, name: str = "", **more: Any) -> dict[str, Any]:
+    """The answer to a request, whose error and status go together."""
+    done = run_beneath(verb, base, name, **more)
+    assert done.stderr == b""
+    return json.loads(done.stdout)  # type: ignore[no-any-return]
+
+
+def run_beneath(verb: str, base: Path, name: str = "", **more: Any) -> Done:
+    request = {"verb": verb, "base": os.fspath(base), **({"name": name} if name else {}), **more}
+    done = run(request, environment={"GIT_DIR": "/elsewhere"})
+    assert done.returncode == (1 if b'"error"' in done.stdout else 0)
+    return done
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A base with workspaces, and with everything else that could stand there."""
+    made = tmp_path / "base"
+    (made / "site/api").mkdir(parents=True)
+    (made / "über uns").mkdir()
+    (made / ".hidden").mkdir()
+    (made / "file").touch()
+    (tmp_path / "outside").mkdir()
+    (made / "out").symlink_to(tmp_path / "outside")
+    (made / "up").symlink_to("..")
+    (made / "inside").symlink_to("site")
+    (made / "loop").symlink_to("loop")
+    os.mkfifo(made / "pipe")
+    return made
+
+
+HOSTILE = [
+    ("..", 403),
+    ("../outside", 403),
+    ("site/../../outside", 403),
+    ("site/../../base/site", 403),
+    ("/etc", 403),
+    ("//etc", 403),
+    ("out", 403),
+    ("out/x", 403),
+    ("up/outside", 403),
+    ("inside", 403),
+    ("inside/api", 403),
+    ("loop", 403),
+    ("pipe", 403),
+    ("pipe/x", 403),
+    ("file/x", 403),
+    ("x" * 300, 403),
+    ("x/" * 3000, 403),
+    ("/proc/self/root/etc", 403),
+    ("~", 404),
+    ("new\nline", 404),
+    ("\x1b[31m", 404),
+    ("gone/x", 404),
+]
+
+
+@pytest.mark.parametrize("name", ["site", "site/", "site/api", "site/../site", "./site", "über uns", "."])
+def test_a_workspace_is_found_beneath_its_base(base: Path, name: str) -> None:
+    assert asked("find", base, name) == {}
+
+
+@pytest.mark.parametrize(("name", "code"), [*HOSTILE, ("file", 403)])
+def test_what_is_no_workspace_of_the_base_is_not_found(base: Path, name: str, code: int) -> None:
+    answer = asked("find", base, name)
+    assert answer["code"] == code
+    assert str(base.parent) not in answer["error"]
+
+
+def test_a_base_may_be_reached_over_links_and_its_absence_is_told_apart(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("base")
+    assert asked("find", tmp_path / "link", "site") == {}
+    assert asked("mkworkspace", tmp_path / "link", "new") == {"git": True}
+    assert (base / "new").is_dir()
+    for gone in (tmp_path / "gone", base / "file", base / "loop", base / "pipe", Path("/") / ("x" * 5000)):
+        for verb, more in (("find", {"name": "x"}), ("mkworkspace", {"name": "x"}), ("list", {"limit": 9})):
+            assert asked(verb, gone, **more)["code"] == 424
+
+
+def test_workspaces_are_listed_without_links_files_and_hidden_ones(base: Path) -> None:
+    (base / "new\nline").mkdir()
+    Path(os.fsdecode(os.fsencode(base) + b"/\xff\xfe")).mkdir()
+    assert asked("list", base, limit=100) == {"names": ["new\nline", "site", "über uns"]}
+    assert asked("list", base, limit=2) == {"names": ["new\nline", "site"]}
+    assert asked("list", base / "site/api", limit=100) == {"names": []}
+
+
+@pytest.mark.parametrize("name", ["new", "site/new", "site/api/new", "ü b"])
+def test_a_workspace_is_made_with_a_repository(base: Path, name: str) -> None:
+    assert asked("mkworkspace", base, name) == {"git": True}
+    assert (base / name / ".git/HEAD").is_file()
+    assert stat.S_IMODE((base / name).stat().st_mode) == 0o755
 
 
 @pytest.mark.parametrize(
-    ("path", "status", "reason"),
+    ("name", "code"),
     [
-        ("there", inner.EX_CANTCREAT, "exists already"),
-        ("link", inner.EX_CANTCREAT, "exists already"),
-        ("gone/new", inner.EX_NOINPUT, "directory above it is missing"),
-        ("there/../new", inner.EX_DATAERR, "without .."),
-        ("x" * 300, inner.EX_CANTCREAT, "File name too long"),
+        *((name, code) for name, code in HOSTILE if code == 403 and "/" in name.strip("/")),
+        *((name, 409) for name in ("site", "out", "inside", "loop", "pipe", "file")),
+        ("gone/x", 404),
+        ("x" * 300, 403),
+        ("..", 403),
+        ("site/..", 403),
+        ("site/.", 403),
+        ("site/", 403),
     ],
 )
-def test_a_workspace_that_cannot_be_made_changes_nothing(tmp_path: Path, path: str, status: int, reason: str) -> None:
-    (tmp_path / "there").mkdir()
-    (tmp_path / "link").symlink_to("/etc")
-    done = run({"verb": "mkworkspace", "path": f"{tmp_path}/{path}"})
-    assert (done.returncode, done.stdout) == (status, b"")
-    assert reason in told(done)
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["link", "there"]
+def test_a_workspace_that_cannot_be_made_changes_nothing(base: Path, name: str, code: int) -> None:
+    before = sorted(base.parent.rglob("*"))
+    assert asked("mkworkspace", base, name)["code"] == code
+    assert sorted(base.parent.rglob("*")) == before
+
+
+def test_a_workspace_without_git_is_made_all_the_same(base: Path, tmp_path: Path) -> None:
+    code = f"""
+import kai.inner as inner
+def find(program, environment): raise inner.Refusal(inner.NOT_FOUND, "no git")
+inner.find = find
+inner.mkworkspace({{"base": {os.fspath(base)!r}, "name": "new"}})"""
+    interpreter, environment = python()
+    done = subprocess.run([*interpreter, "-c", code], capture_output=True, check=True, env=environment)
+    assert json.loads(done.stdout) == {"git": False}
+    assert list((base / "new").iterdir()) == []
+
+
+def test_nothing_is_made_outside_while_names_are_swapped_for_links(base: Path, tmp_path: Path) -> None:
+    """The directory above the new one turns into a link that leads out and back, all the time."""
+    swap = f"""
+import os
+os.chdir({os.fspath(base)!r})
+os.symlink({os.fspath(tmp_path / "outside")!r}, "trap")
+print(flush=True)
+while True:
+    os.rename("site", "aside"); os.rename("trap", "site")
+    os.rename("site", "trap"); os.rename("aside", "site")
+"""
+    with subprocess.Popen([sys.executable, "-c", swap], stdout=subprocess.PIPE) as swapping:
+        assert swapping.stdout
+        try:
+            swapping.stdout.readline()
+            done = [run_beneath("mkworkspace", base, f"site/n{number}") for number in range(15)]
+        finally:
+            swapping.kill()
+    assert {json.loads(each.stdout).get("code", 0) for each in done} <= {0, 403, 404}
+    assert list((tmp_path / "outside").iterdir()) == []
+
+
+def test_a_repository_is_made_in_the_new_directory_wherever_its_name_leads_by_then(base: Path, tmp_path: Path) -> None:
+    code = f"""
+import os, kai.inner as inner
+git = inner._git_init
+def swapped():
+    os.rename({os.fspath(base / "new")!r}, {os.fspath(base / "moved")!r})
+    os.symlink({os.fspath(tmp_path / "outside")!r}, {os.fspath(base / "new")!r})
+    return git()
+inner._git_init = swapped
+inner.mkworkspace({{"base": {os.fspath(base)!r}, "name": "new"}})"""
+    interpreter, environment = python()
+    subprocess.run([*interpreter, "-c", code], capture_output=True, check=True, env=environment)
+    assert list((tmp_path / "outside").iterdir()) == []
+    assert (base / "moved/.git/HEAD").is_file()
 
 
 # ---- read ----
@@ -351,6 +493,8 @@ def test_a_file_beneath_the_root_is_sent_whole(tmp_path: Path) -> None:
         ("/dev/zero", 403),
         ("large", 413),
         ("x" * 300, 403),
+        ("x/" * 3000, 403),
+        ("new\nline", 404),
     ],
 )
 def test_what_is_no_file_of_the_root_is_refused(tmp_path: Path, path: str, code: int) -> None:
@@ -371,6 +515,15 @@ def test_what_is_no_file_of_the_root_is_refused(tmp_path: Path, path: str, code:
         answer, data = read(root, path, limit=100)
     assert (answer["code"], data) == (code, b"")
     assert "secret" not in answer["error"]
+
+
+def test_a_root_that_is_a_link_is_refused_and_said_to_be_one(tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root/file").write_text("x")
+    (tmp_path / "link").symlink_to("root")
+    answer, data = read(tmp_path / "link", "file")
+    assert (answer["code"], data) == (403, b"")
+    assert "is a symbolic link" in answer["error"]
 
 
 def test_a_reader_that_goes_away_is_no_fault(tmp_path: Path) -> None:

@@ -312,6 +312,45 @@ def test_a_unit_shows_its_users_home_and_workspaces_and_no_other_home(host: Fake
     assert "BindPaths" not in accounts.drop_in(of(user, BOB), BOB)
 
 
+@pytest.mark.parametrize(
+    ("own", "shown"),
+    [
+        ({}, "/srv/team/alice"),
+        ({"/srv/team": PEOPLE["alice"]}, "/srv/team"),
+        ({"/srv": PEOPLE["alice"], "/srv/team": PEOPLE["alice"]}, "/srv"),
+    ],
+)
+def test_the_unit_shows_the_directory_in_which_an_agent_could_exchange_its_workspaces(
+    host: FakeHost, own: dict[str, int], shown: str
+) -> None:
+    """systemd would follow a link that the agent leaves in the place of one, to /proc for instance."""
+    for path in ("/home", "/srv", "/srv/team"):
+        host.make(Path(path), 0o755, own.get(path, 0), "alice")
+    user = User(telegram_id=1, name="alice", os_user="alice", workspace_base="/srv/team/alice")
+    carry_out(of(user), host)
+    lines = host.files[accounts.DROPINS / "kai-agent@alice.service.d/kai.conf"].splitlines()
+    assert [line for line in lines if "BindPaths" in line] == ['BindPaths="-/home/alice"', f'BindPaths="-{shown}"']
+
+
+def test_a_workspace_whose_place_is_not_there_yet_is_shown_from_the_first_directory_that_root_must_make(
+    host: FakeHost,
+) -> None:
+    for path in ("/home", "/srv"):
+        host.make(Path(path), 0o755, 0, "alice")
+    user = User(telegram_id=1, name="alice", os_user="alice", workspace_base="/srv/team/alice")
+    carry_out(of(user), host)
+    assert 'BindPaths="-/srv/team"\n' in host.files[accounts.DROPINS / "kai-agent@alice.service.d/kai.conf"]
+
+
+@pytest.mark.parametrize(("owner", "mode"), [(PEOPLE["carol"], 0o755), (0, 0o1777), (0, 0o775)])
+def test_a_workspace_that_a_stranger_could_exchange_is_refused(host: FakeHost, owner: int, mode: int) -> None:
+    host.make(Path("/srv"), 0o755, 0, "alice")
+    host.make(Path("/srv/team"), mode, owner, "alice")
+    user = User(telegram_id=1, name="alice", os_user="alice", workspace_base="/srv/team/alice")
+    (fault,) = apply.faults(of(user), host)
+    assert fault.startswith("alice: /srv/team/alice: an account other than root and alice may write")
+
+
 def test_limits_and_a_long_drain_reach_the_unit(host: FakeHost) -> None:
     user = User(telegram_id=1, name="alice", limits=Limits(memory="2G", tasks=50, cpu_weight=20))
     lines = accounts.drop_in(of(user, kai=Kai(drain=600)), user).splitlines()
@@ -392,6 +431,15 @@ def test_a_removed_user_is_closed_out(etc: Path, host: FakeHost) -> None:
     assert command("remove", "bob") == 0
     assert [user.name for user in load(etc).users] == ["alice"]
     assert "kai-agent@bob.socket" not in host.active
+
+
+def test_a_user_whose_workspaces_are_still_configured_is_not_half_removed(etc: Path, host: FakeHost) -> None:
+    command("add", "2", "bob")
+    (etc / "workspaces.yaml").write_text("/var/lib/kai/users/bob/work: {budget: 1}\n")
+    with pytest.raises(Failure, match=r"workspaces\.yaml.*/bob/work"):
+        command("remove", "bob")
+    assert [user.name for user in load(etc).users] == ["alice", "bob"]
+    assert "kai-agent@bob.socket" in host.active
 
 
 def test_the_list_says_who_is_reachable(etc: Path, capsys: pytest.CaptureFixture[str]) -> None:

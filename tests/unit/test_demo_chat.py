@@ -140,6 +140,18 @@ def test_entities_become_styles_by_their_utf16_offsets() -> None:
     assert painted(line) == "👀 \x1b[0;1mbold\x1b[0m"
 
 
+def test_each_row_of_buttons_is_a_line() -> None:
+    item = Item(1, True, "pick", buttons=[[(1, "✓ opus"), (2, "haiku")], [(3, "reset")]])
+    assert [re.sub("\x1b.*?m", "", row).strip() for row in rows_of(item, 40)] == [
+        "pick",
+        "[1] ✓ opus [2] haiku",
+        "[3] reset",
+    ]
+    out = io.StringIO()
+    Plain(out).show({1: item}, 1)
+    assert out.getvalue().splitlines() == ["pick", "[1] ✓ opus  [2] haiku", "[3] reset"]
+
+
 def test_the_address_behind_a_link_is_shown() -> None:
     [line] = styled("see here now", [{"type": "text_link", "offset": 4, "length": 4, "url": "https://e.org"}])
     assert re.sub("\x1b.*?m", "", painted(line)) == "see here (https://e.org) now"
@@ -147,7 +159,7 @@ def test_the_address_behind_a_link_is_shown() -> None:
 
 def test_nothing_in_a_message_can_play_with_the_terminal() -> None:
     assert safe("a\x1b[2Jb\x07\x9bc\td\ne") == "a�[2Jb��c    d\ne"
-    rows = rows_of(Item(1, True, "x\x1b]0;title\x07", buttons=[(1, "\x1b[2J")]), 40)
+    rows = rows_of(Item(1, True, "x\x1b]0;title\x07", buttons=[[(1, "\x1b[2J")]]), 40)
     assert "\x1b]" not in "".join(rows)
     assert "\x1b[2J" not in "".join(rows)
 
@@ -166,7 +178,7 @@ def test_a_growing_message_is_drawn_in_place_above_the_line_being_typed(
     items = {1: Item(1, False, "slow 3")}
     face.show(items, 1)
     for text in ("⏳", "one\n\n⏳", "one two\n\n⏳"):
-        items[2] = Item(2, True, text, buttons=[(1, "Stop")], growing=True)
+        items[2] = Item(2, True, text, buttons=[[(1, "Stop")]], growing=True)
         face.show(items, 2)
     assert screen.rows == ["› slow 3", "  one two", "  ", "  ⏳", "  [1] Stop ", "› half a li"]
     assert (screen.row, screen.column) == (5, 11)
@@ -213,7 +225,7 @@ def test_without_a_terminal_certain_text_is_written_once_as_it_grows() -> None:
     items = {1: Item(1, False, "slow 4")}
     face.show(items, 1)
     for text in ("⏳", "one\n\n⏳", "one two\n\n⏳"):
-        items[2] = Item(2, True, text, buttons=[(1, "Stop")], growing=True)
+        items[2] = Item(2, True, text, buttons=[[(1, "Stop")]], growing=True)
         face.show(items, 2)
     assert out.getvalue() == "› slow 4\none"
     items[2] = Item(2, True, "one two three")
@@ -244,13 +256,13 @@ def test_lines_are_said_and_empty_ones_are_not(chat: Chat) -> None:
 
 def test_a_number_presses_its_button_and_the_number_stays(chat: Chat) -> None:
     first = bot_says(chat, "⏳", STOP)
-    assert chat.items[first].buttons == [(1, "⏹ Stop")]
+    assert chat.items[first].buttons == [[(1, "⏹ Stop")]]
     assert chat.running
     picker = {"inline_keyboard": [[{"text": name, "callback_data": name} for name in ("a", "b")]]}
     second = bot_says(chat, "pick", picker)
-    assert chat.items[second].buttons == [(2, "a"), (3, "b")]
+    assert chat.items[second].buttons == [[(2, "a"), (3, "b")]]
     bot_says(chat, "text\n\n⏳", STOP, message=first)
-    assert chat.items[first].buttons == [(1, "⏹ Stop")]
+    assert chat.items[first].buttons == [[(1, "⏹ Stop")]]
     chat.typed(":3")
     assert chat.api.pending()[-1].update["callback_query"]["data"] == "b"
     bot_says(chat, "done", message=first)

@@ -19,7 +19,7 @@ import pytest
 
 import kai.inner
 import kai.interfaces
-from kai.bot.commands import TABLE
+from kai.bot.commands import TABLE, synopsis
 from kai.bot.tables import InboxState, OutboxState
 from kai.cli.main import build_parser
 from kai.config import Kai, User
@@ -141,15 +141,11 @@ def test_the_page_of_a_daemon_names_its_units_sockets_and_credentials(unit: Path
 
 
 def test_the_commands_of_the_chat_are_those_of_the_bot() -> None:
-    found = re.findall(r"^\.It Ic /(\w+)(?: Op Cm (\w+))?$", source("kai.7").partition(".Sh UNITS")[0], re.MULTILINE)
-    assert [(name, f"[{argument}]" if argument else "") for name, argument in found] == [
-        (command.name, command.usage) for command in TABLE
-    ]
-
-
-def test_the_commands_that_wait_their_turn_are_said_to() -> None:
-    assert [command.name for command in TABLE if command.lane == "command"] == ["new"]
-    assert "But for /new, commands are answered at once" in re.sub(r"\s+", " ", sections("kai.7")["DESCRIPTION"])
+    rendered = sections("kai.7")["DESCRIPTION"].partition("Commands of the chat")[2]
+    text = re.sub(r"\s+", " ", rendered)
+    named = re.findall(r"^ +/(\w+)", rendered, re.MULTILINE)
+    assert [command.name for command in TABLE] == [name for name in named if name != "ws"]
+    assert [synopsis(command) for command in TABLE if f" {synopsis(command)} " not in text] == []
 
 
 @pytest.mark.parametrize(("interface", "page"), INTERFACES.items())
