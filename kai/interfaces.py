@@ -35,10 +35,10 @@ class Event(msgspec.Struct, omit_defaults=True):
     """One step of a turn. Exactly one `done` comes, and it is last.
 
     `text` in a text event belongs at `offset` (characters) of the turn's text: who joins late or twice cuts there
-    and appends. `cost_usd` is what the turn has cost so far, in US dollars.
+    and appends. `cost_usd` is what the turn has cost so far, in US dollars. `since` is when the turn (in `started`) or
+    the call (in `tool`) began, in seconds since the epoch.
 
-    A `tool` event tells what runs now: `summary` in one line, `since` in seconds since the epoch, `running` false
-    when nothing does; `ran` counts what has ended. An `approval` event with `running` asks for a decision: `detail`
+    A `tool` event tells what runs now: `summary` in one line, `running` false when nothing does; `ran` counts what has ended. An `approval` event with `running` asks for a decision: `detail`
     is what is to be run or changed, readable; `patterns` is what "this session" would allow. Without `running` it
     tells how the question named by `approval` ended.
     """

@@ -28,7 +28,7 @@ class LiveTurn:
 
     def __init__(self, turn: str, *, unattended: bool = False) -> None:
         self.id = turn
-        self.began = time.monotonic()
+        self.began, self.since = time.monotonic(), time.time()
         self.text = ""
         self.cut = False
         self.started: Event | None = None
@@ -57,7 +57,7 @@ class LiveTurn:
         elif event.kind == "approval":
             self._approval(event)
         elif event.kind == "started":
-            self.started = event
+            self.started = msgspec.structs.replace(event, since=self.since)
         self.cost_usd = max(self.cost_usd, event.cost_usd)
         self._pulse()
 

@@ -3,7 +3,9 @@
 The demo and the process tests run it where a real host runs `claude`. It is strict where a driver could get
 used to kindness: nothing is printed before the first input, `init` comes at every turn, an unknown flag is an
 error, an interrupt is answered before the turn ends, messages sent meanwhile become one next turn. A prompt
-that begins with `!` is a command and really runs, as the user who started this program.
+that begins with `!` is a command and really runs, as the user who started this program. With a permission
+mode that asks, it asks; without anybody to ask, nothing runs. Costs add up over a resumed session, and a
+budget is this process's alone.
 
 Beside Claude's flags it knows `--state DIR` (sessions, else $KAI_DEMO_AGENT_STATE, else
 ~/.local/share/kai-demo-agent) and `--runs FILE` (else $KAI_DEMO_AGENT_RUNS): one JSON line is appended there
@@ -21,26 +23,65 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
+
+if not __package__:  # an isolated script finds nothing of kai; behind the standard library, so that it hides none of it
+    sys.path.append(str(Path(__file__).resolve().parents[2]))
+
+from kai.demo.agent_io import (
+    Bill,
+    Command,
+    Input,
+    Message,
+    Output,
+    Session,
+    allows,
+    append,
+    fail,
+    fenced,
+    is_below,
+    new_id,
+    parse,
+    prompt_text,
+    rules,
+    usage,
+    words,
+)
 
 MODEL = "offline"
-OUTPUT_LIMIT = 30_000
-"""Bytes of a command's output that are kept; of a longer one, the first and the last half."""
 WORD_DELAY = 0.2
 """Seconds between two words of `slow N`."""
-SESSION_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+TURN_COST = 0.0001
+"""US dollars of a turn that doesn't name its price."""
+MODELS = (
+    ("default", "Default", "What the operator chose; here it is all the same"),
+    (MODEL, "Offline", "No model: answers by rule"),
+    ("offline-large", "Offline large", "No model either, under another name"),
+)
+COMMANDS = {
+    "compact": "Make the conversation shorter",
+    "context": "Show how full the conversation is",
+    "clear": "Begin a new conversation",
+    "cost": "Show what this session cost",
+}
+FIELDS = {"Bash": ("command",), "Write": ("file_path", "content")}
+"""What a call needs, whoever changed its input."""
+MEMORY = re.compile(r"file (/[^\n]*?/MEMORY\.md)|(/\S+/MEMORY\.md)")
+SAVE_MEMORY = "[Kai] This session ends now"
 
 HELP = """\
 I am the **offline agent** of Kai's demo. There is no model behind me, but everything around me is the real \
 thing: your message went through the queue, the bot and the supervisor, and so does this answer.
 
-- `! ls -la` runs a command, really and as you
+- `! ls -la` runs a command, really and as you; `edit PATH TEXT` writes a file (both ask first when they have to)
 - `slow 20` answers with 20 words, one every 0.2 s: watch the message grow, then press Stop
 - `say **Markdown**` repeats a text, so that you see how it is shown
-- `history` lists what you wrote in this session, even after a restart
-- `id` says who and where I am; `prompt` shows the instructions I was started with
+- `history` lists what you wrote in this session, even after a restart; `remember TEXT` outlives the session
+- `id` says who and where I am; `prompt` shows the instructions I was started with; `env` my environment
+- `agent 5 TEXT` works quietly for 5 s; `tools 7` makes 7 tool calls; `cost 0.5` makes a turn cost that many dollars
+- `silent 60` says nothing for a minute; `deaf 60` doesn't hear Stop either
 - `die` ends me in the middle of the answer, so that you see what Kai makes of it
 
 `/help` lists Kai's own commands."""
@@ -50,193 +91,8 @@ class Interrupted(Exception):
     """The running turn is to end now, and the process goes on."""
 
 
-def new_id() -> str:
-    """A random UUID (version 4), without the 4 ms that importing `uuid` takes."""
-    raw = bytearray(os.urandom(16))
-    raw[6], raw[8] = raw[6] & 0x0F | 0x40, raw[8] & 0x3F | 0x80
-    digits = raw.hex()
-    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
-
-
-def fail(message: str) -> NoReturn:
-    sys.stderr.write(f"{message}\n")
-    raise SystemExit(1)
-
-
-def fenced(text: str) -> str:
-    """A code block that no line of the text can close."""
-    longest = max((len(run) for run in re.findall("`{3,}", text)), default=2)
-    fence = "`" * (longest + 1)
-    return f"{fence}\n{text}\n{fence}"
-
-
-def words(text: str) -> Iterator[str]:
-    """The text in pieces as a model would send it, each ending with its white space."""
-    for match in re.finditer(r"\S*\s*", text):
-        if match[0]:
-            yield match[0]
-
-
-class Output:
-    """Everything that goes to standard output: one JSON object a line, written whole."""
-
-    def __init__(self, session: str, *, partial: bool) -> None:
-        self.session = session
-        self.partial = partial
-
-    def emit(self, message: dict[str, Any]) -> None:
-        line = json.dumps(message).encode() + b"\n"
-        while line:
-            line = line[os.write(1, line) :]
-
-    def told(self, message: dict[str, Any]) -> None:
-        """A message of the conversation: with the session's id and one of its own."""
-        self.emit({**message, "session_id": self.session, "uuid": new_id()})
-
-    def event(self, event: dict[str, Any]) -> None:
-        if self.partial:
-            self.told({"type": "stream_event", "event": event, "parent_tool_use_id": None})
-
-    def assistant(self, message_id: str, model: str, block: dict[str, Any]) -> None:
-        content = {
-            "id": message_id,
-            "type": "message",
-            "role": "assistant",
-            "model": model,
-            "content": [block],
-        }
-        rest = {"stop_reason": None, "stop_sequence": None, "usage": usage()}
-        self.told({"type": "assistant", "message": {**content, **rest}, "parent_tool_use_id": None})
-
-    def user(self, content: list[dict[str, Any]], **more: Any) -> None:
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime())
-        message = {"role": "user", "content": content}
-        self.told({"type": "user", "message": message, "parent_tool_use_id": None, "timestamp": stamp, **more})
-
-
-def usage(words_out: int = 0) -> dict[str, int]:
-    """Nothing is counted here that costs: words stand for tokens."""
-    return {
-        "input_tokens": 0,
-        "cache_creation_input_tokens": 0,
-        "cache_read_input_tokens": 0,
-        "output_tokens": words_out,
-    }
-
-
-class Session:
-    """What was said, on disk: a file per session, which outlives even a killed process."""
-
-    def __init__(self, directory: Path, session: str) -> None:
-        self.id = session
-        self.path = directory / f"{session}.jsonl"
-
-    def exists(self) -> bool:
-        return SESSION_ID.fullmatch(self.id) is not None and self.path.is_file()
-
-    def add(self, role: str, text: str) -> None:
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        append(self.path, {"role": role, "text": text})
-
-    def prompts(self) -> list[str]:
-        lines = self.path.read_text(encoding="utf-8").splitlines()
-        return [entry["text"] for entry in map(json.loads, lines) if entry["role"] == "user"]
-
-
-def append(path: Path, entry: dict[str, Any]) -> None:
-    """One write for one line: whole lines even when several processes append."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    try:
-        os.write(fd, json.dumps(entry).encode() + b"\n")
-    finally:
-        os.close(fd)
-
-
-class Input:
-    """Standard input and signals, looked at without blocking: an interrupt comes while a turn runs."""
-
-    def __init__(self) -> None:
-        self.parts: list[bytes] = []
-        self.eof = False
-        self.interrupted = False
-        self.wake, tell = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
-        signal.signal(signal.SIGINT, self.on_interrupt)
-
-    def on_interrupt(self, _number: int, _frame: object) -> None:
-        self.interrupted = True
-
-    def lines(self, timeout: float | None, also: Iterable[int] = ()) -> list[bytes]:
-        """Complete lines that come within `timeout` seconds; a descriptor in `also` ends the wait too."""
-        watched = [self.wake, *also] if self.eof else [0, self.wake, *also]
-        ready, _, _ = select.select(watched, [], [], timeout)
-        if self.wake in ready:
-            os.read(self.wake, 64)
-        if 0 not in ready or self.eof:
-            return []
-        chunk = os.read(0, 1 << 16)
-        *complete, rest = (b"".join(self.parts) + chunk).split(b"\n") if b"\n" in chunk else [chunk]
-        if not chunk:
-            self.eof, complete, rest = True, [b"".join(self.parts)], b""
-        self.parts = [rest] if complete else [*self.parts, rest]
-        return [line for line in complete if line.strip()]
-
-
-class Command:
-    """A shell command in a process group of its own, so that all of it can be ended."""
-
-    def __init__(self, command: str) -> None:
-        self.head, self.tail, self.left_out = b"", b"", 0
-        self.output, pipe = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(self.output, False)
-        actions = [
-            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_DUP2, pipe, 1),
-            (os.POSIX_SPAWN_DUP2, pipe, 2),
-        ]
-        argv = ["/bin/sh", "-c", command]
-        defaults = [signal.SIGPIPE, signal.SIGINT, signal.SIGTERM]
-        self.pid = os.posix_spawn(argv[0], argv, os.environ, file_actions=actions, setpgroup=0, setsigdef=defaults)
-        os.close(pipe)
-        self.exited = os.pidfd_open(self.pid)
-        self.status: int | None = None
-
-    def collect(self) -> bool:
-        """Read what is there now; False at the end of the output."""
-        try:
-            chunk = os.read(self.output, 1 << 16)
-        except BlockingIOError:
-            return True
-        room = OUTPUT_LIMIT // 2 - len(self.head)
-        self.head += chunk[:room]
-        self.tail += chunk[room:]
-        self.left_out += max(0, len(self.tail) - OUTPUT_LIMIT // 2)
-        self.tail = self.tail[-(OUTPUT_LIMIT // 2) :]
-        return bool(chunk)
-
-    def finish(self) -> None:
-        """Reap the shell, and take what it wrote last; its background children are not waited for."""
-        self.status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        while select.select([self.output], [], [], 0)[0] and self.collect():
-            pass
-
-    def kill(self) -> None:
-        """End the shell and what is still in its process group."""
-        try:
-            os.killpg(self.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            return
-
-    def close(self) -> None:
-        if self.status is None:
-            self.kill()
-            os.waitpid(self.pid, 0)
-        os.close(self.exited)
-        os.close(self.output)
-
-    def text(self) -> str:
-        left_out = f"\n… {self.left_out} bytes left out …\n".encode() if self.left_out else b""
-        return (self.head + left_out + self.tail).decode(errors="replace").rstrip("\n")
+class Refused(Exception):
+    """A tool call came to nothing, and its result is told already; the message says why."""
 
 
 class Agent:
@@ -244,7 +100,10 @@ class Agent:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.model: str = options.model
-        self.mode: str = options.permission_mode
+        self.mode: str = "bypassPermissions" if options.dangerously_skip_permissions else options.permission_mode
+        self.asks: bool = options.permission_prompt_tool == "stdio"
+        self.allowed: list[str] = rules(options.allowedTools)
+        self.budget: float | None = options.max_budget_usd
         self.instructions: str = options.append_system_prompt
         self.runs: str = options.runs
         self.resumed: bool = bool(options.resume)
@@ -254,7 +113,13 @@ class Agent:
         self.out = Output(self.session.id, partial=options.include_partial_messages)
         self.input = Input()
         self.waiting: list[tuple[str, str]] = []
+        self.bill = Bill(self.session.cost() if self.resumed and self.session.exists() else {})
+        self.price = TURN_COST
         self.command: Command | None = None
+        self.call_id = ""  # of the tool call that has no result yet
+        self.question = ""  # the id of the request that waits for an answer
+        self.decision: Message | None = None
+        self.denials: list[Message] = []
         self.busy = self.stopping = self.failed = False
         self.results = 0
         signal.signal(signal.SIGTERM, self.on_terminate)
@@ -275,8 +140,10 @@ class Agent:
             else:
                 self.pump(None)
             if self.input.interrupted:
-                return 0
-        return int(self.failed)
+                break
+        if self.session.exists():
+            self.session.add("cost", json.dumps(self.bill.models))
+        return 0 if self.input.interrupted else int(self.failed)
 
     def pump(self, timeout: float | None, also: Iterable[int] = ()) -> None:
         """Handle what comes in; raises Interrupted when the running turn is to end."""
@@ -296,7 +163,11 @@ class Agent:
             self.lifecycle("queued", self.waiting[-1:])
         elif kind == "control_request":
             self.control(str(message.get("request_id", "")), message.get("request") or {})
-        elif kind not in ("control_response", "keep_alive"):
+        elif kind == "control_response":
+            response = message.get("response") or {}
+            if self.question and response.get("request_id") == self.question:
+                self.decision = response
+        elif kind != "keep_alive":
             fail(f"Error: Expected message type 'user' or 'control', got '{kind}'")
 
     def lifecycle(self, state: str, messages: list[tuple[str, str]]) -> None:
@@ -305,14 +176,17 @@ class Agent:
             if message_id:
                 self.out.told({"type": "command_lifecycle", "command_uuid": message_id, "state": state})
 
-    def control(self, request_id: str, request: dict[str, Any]) -> None:
+    def control(self, request_id: str, request: Message) -> None:
         subtype = request.get("subtype")
-        answer: dict[str, Any] = {"still_queued": []}
+        answer: Message = {"still_queued": []}
         if subtype == "initialize":
             self.instructions = str(request.get("appendSystemPrompt", self.instructions))
-            models = [{"value": MODEL, "displayName": "Offline", "description": "No model: answers by rule"}]
+            models = [{"value": value, "displayName": name, "description": told} for value, name, told in MODELS]
             answer = {
-                "commands": [],
+                "commands": [
+                    {"name": name, "description": told, "argumentHint": "", "builtin": True}
+                    for name, told in COMMANDS.items()
+                ],
                 "agents": [],
                 "output_style": "default",
                 "models": models,
@@ -343,52 +217,162 @@ class Agent:
         """Run one turn; it ends with exactly one result."""
         if self.resumed and not self.session.exists():
             error = f"No conversation found with session ID: {self.session.id}"
-            self.result(errors=[error], reason="", began=time.monotonic(), turns=0)
+            self.result(began=time.monotonic(), errors=[error])
             fail(error)
-        self.session.add("user", text)
+        text = text.strip()
+        command = text.split()[0] if text else ""
+        local = command.startswith("/") and command[1:] in COMMANDS
+        self.session.add("command" if local else "user", text)
         if self.runs:
             append(Path(self.runs), {"session": self.session.id, "pid": os.getpid(), "text": text})
         began, self.busy, self.stopping, self.failed = time.monotonic(), True, False, False
-        tools = {"tools": ["Bash"], "mcp_servers": [], "slash_commands": [], "agents": [], "skills": []}
-        about = {"model": self.model, "permissionMode": self.mode, "apiKeySource": "none"}
-        init = {"type": "system", "subtype": "init", "cwd": str(Path.cwd()), **tools, **about}
-        self.out.told({**init, "claude_code_version": "0 (Kai offline agent)", "output_style": "default"})
+        self.price, self.denials = TURN_COST, []
         try:
-            answer = self.answer(text.strip())
-        except Interrupted:
-            during = "tools" if self.command else "streaming"
-            note = "[Request interrupted by user for tool use]" if self.command else "[Request interrupted by user]"
-            self.out.user([{"type": "text", "text": note}])
-            self.result(errors=["the turn was interrupted"], reason=f"aborted_{during}", began=began, turns=2)
-        else:
-            self.session.add("assistant", answer)
-            self.result(text=answer, reason="completed", began=began, turns=1)
+            if self.is_spent():
+                self.init()
+                self.status("requesting")
+                self.over_budget(began)
+            elif local:
+                self.local(command[1:], began)
+            else:
+                self.init()
+                self.turn(text, began)
         finally:
-            self.busy, self.command = False, None
+            self.busy, self.command, self.call_id = False, None, ""
+
+    def turn(self, text: str, began: float) -> None:
+        """A turn that a model would answer."""
+        try:
+            answer = self.answer(text)
+        except Interrupted:
+            during = "tools" if self.call_id else "streaming"
+            note = "[Request interrupted by user for tool use]" if self.call_id else "[Request interrupted by user]"
+            if self.call_id:
+                self.answered("The user stopped this call; what it did so far stays done.", rejected=True)
+            self.out.user([{"type": "text", "text": note}])
+            self.bill.add(self.model, usd=self.price, words_out=0)
+            self.result(began=began, errors=["the turn was interrupted"], reason=f"aborted_{during}", calls=2)
+            return
+        self.session.add("assistant", answer)
+        self.bill.add(self.model, usd=self.price, words_out=len(answer.split()))
+        if self.is_spent():
+            self.over_budget(began, stop_reason="end_turn", calls=1)
+        else:
+            self.result(began=began, text=answer, reason="completed", stop_reason="end_turn", calls=1)
+
+    def local(self, name: str, began: float) -> None:
+        """A slash command: the program answers it itself."""
+        text = ""
+        if name == "compact":
+            self.status("compacting")
+            self.status(None, compact_result="success")
+            self.bill.add(self.model, usd=self.price, words_out=0)
+        elif name == "clear":
+            self.out.told({"type": "conversation_reset", "new_conversation_id": new_id(), "trigger": "clear"})
+            self.session = Session(self.session.path.parent, new_id())
+            self.session.add("command", "/clear")
+            self.out.session, self.resumed, self.bill.models, self.bill.since = self.session.id, False, {}, {}
+        elif name == "context":
+            text = f"## Context\n\n{len(self.session.prompts())} prompts, and no tokens: there is no model."
+        else:
+            text = f"Cost of this session: ${self.bill.total():.4f}"
+        self.init()
+        if name == "compact":
+            metadata = {"trigger": "manual", "pre_tokens": 0, "post_tokens": 0}
+            self.out.told({"type": "system", "subtype": "compact_boundary", "compact_metadata": metadata})
+            self.out.user("The conversation so far, made shorter.", isSynthetic=True)
+        elif text:
+            self.out.assistant(new_id(), "<synthetic>", {"type": "text", "text": text})
+        self.result(began=began, text=text, local_command=name)
+
+    def init(self) -> None:
+        init: Message = {"type": "system", "subtype": "init", "cwd": str(Path.cwd()), "slash_commands": [*COMMANDS]}
+        init |= {"tools": ["Task", "Bash", "Grep", "Read", "Write"], "mcp_servers": [], "agents": [], "skills": []}
+        init |= {"model": self.model, "permissionMode": self.mode, "apiKeySource": "none"}
+        self.out.told({**init, "claude_code_version": "0 (Kai offline agent)", "output_style": "default"})
+
+    def status(self, status: str | None, **more: str) -> None:
+        self.out.told({"type": "system", "subtype": "status", "status": status, **more})
+
+    def is_spent(self) -> bool:
+        """The budget is this process's alone, and looked at only when the money is gone."""
+        return self.budget is not None and self.bill.spent >= self.budget
+
+    def over_budget(self, began: float, *, stop_reason: str | None = None, calls: int = 0) -> None:
+        amount = f"{self.budget or 0:.6f}".rstrip("0").rstrip(".")
+        self.result(
+            began=began,
+            subtype="error_max_budget_usd",
+            errors=[f"Reached maximum budget (${amount})"],
+            reason="budget_exhausted",
+            stop_reason=stop_reason,
+            calls=calls,
+        )
 
     def answer(self, text: str) -> str:
         """Say what belongs to this prompt, and return it."""
         word, _, rest = text.partition(" ")
+        first, _, more = rest.partition(" ")
+        if text.startswith(SAVE_MEMORY):
+            return self.remember(f"saved at the end of session {self.session.id}", "done")
         if text.startswith("!") and text[1:].strip():
             return self.run(text[1:].strip())
-        if word == "slow" and rest.isdecimal():
-            return self.say((f"word{n} " for n in range(1, int(rest) + 1)), delay=WORD_DELAY)
+        alone: dict[str, Callable[[], str]] = {
+            "history": lambda: "".join(f"{n}. {prompt}\n" for n, prompt in enumerate(self.session.prompts(), 1)),
+            "id": self.whoami,
+            "prompt": lambda: fenced(self.instructions or "no instructions"),
+            "env": lambda: fenced("\n".join(sorted(f"{name}={value}" for name, value in os.environ.items()))),
+        }
+        if text in alone:
+            return self.say(words(alone[text]()))
+        if word == "cost" and re.fullmatch(r"\d+(\.\d+)?", rest):
+            self.price = float(rest)
+            return self.say(words(f"This turn costs ${rest}."))
+        if word in ("slow", "tools", "silent", "deaf") and rest.isdecimal():
+            return self.count(word, int(rest))
+        if word == "agent" and first.isdecimal() and more:
+            return self.subagent(int(first), more)
+        if word == "edit" and more:
+            return self.edit(str(Path.cwd() / first), more)
         if word == "say" and rest:
             return self.say(words(rest))
-        if text == "history":
-            prompts = self.session.prompts()
-            return self.say(f"{n}. {prompt}\n" for n, prompt in enumerate(prompts, 1))
-        if text == "id":
-            where = f"uid {os.getuid()}, pid {os.getpid()}, in `{Path.cwd()}`, session `{self.session.id}`"
-            return self.say(words(f"{where}, model {self.model}."))
-        if text == "prompt":
-            return self.say(words(fenced(self.instructions or "no instructions")))
+        if word == "remember" and rest:
+            return self.remember(rest, "I wrote it into my memory.")
         if text == "die":
             self.say(["I am "], whole=False)
             sys.stderr.write("the offline agent ends itself because it was told to `die`\n")
             sys.stderr.flush()
             os._exit(70)
         return self.say(words(HELP if text == "help" else f"I can't think about that: {HELP}"))
+
+    def whoami(self) -> str:
+        where = f"uid {os.getuid()}, pid {os.getpid()}, in `{Path.cwd()}`, session `{self.session.id}`"
+        return f"{where}, model {self.model}."
+
+    def count(self, word: str, number: int) -> str:
+        """The prompts of a word and a number."""
+        if word == "slow":
+            return self.say((f"word{n} " for n in range(1, number + 1)), delay=WORD_DELAY)
+        if word in ("silent", "deaf"):
+            return self.say(self.silence(number, deaf=word == "deaf"))
+        harmless = (
+            ("Bash", {"command": "true", "description": "Does nothing"}),
+            ("Read", {"file_path": os.devnull}),
+            ("Grep", {"pattern": "nothing"}),
+        )
+        for n in range(number):
+            self.call(*harmless[n % len(harmless)])
+            self.pump(0)
+            self.answered("")
+        return self.say(words(f"That were {number} tool calls."))
+
+    def silence(self, seconds: int, *, deaf: bool) -> Iterator[str]:
+        """Words, and then none: a deaf agent doesn't even read what comes in."""
+        yield "Before the silence."
+        if deaf:
+            time.sleep(seconds)
+        else:
+            self.pump_for(seconds)
 
     def say(self, pieces: Iterable[str], *, delay: float = 0, whole: bool = True) -> str:
         """Stream one message of text, `delay` seconds before each piece; not `whole` leaves it open."""
@@ -417,49 +401,162 @@ class Agent:
 
     def open_message(self) -> tuple[str, str]:
         message_id = f"msg_{os.urandom(12).hex()}"
-        self.out.told({"type": "system", "subtype": "status", "status": "requesting"})
+        self.status("requesting")
         start = {"id": message_id, "type": "message", "role": "assistant", "model": self.model, "content": []}
         rest = {"stop_reason": None, "stop_sequence": None, "usage": usage()}
         self.out.event({"type": "message_start", "message": {**start, **rest}})
         return message_id, ""
 
-    def close_message(self, stop_reason: str, words_out: int) -> None:
+    def close_message(self, stop_reason: str, words_out: int, also: Message | None = None) -> None:
         self.out.event({"type": "content_block_stop", "index": 0})
         delta = {"stop_reason": stop_reason, "stop_sequence": None}
         self.out.event({"type": "message_delta", "delta": delta, "usage": {"output_tokens": words_out}})
+        if also:
+            self.out.emit(also)
         self.out.event({"type": "message_stop"})
 
-    def run(self, command: str) -> str:
-        """A message with a tool call, the command itself, its result, and a message that shows it."""
+    def call(self, tool: str, inputs: Message, suggestions: list[Message] | None = None) -> Message:
+        """A message with a tool call; with suggestions, one that needs a permission.
+
+        Returns the input that it is to run with, which is not always that of the call. Raises Refused.
+        """
         message_id, _ = self.open_message()
-        tool_id, inputs = (
-            f"toolu_{os.urandom(12).hex()}",
-            {"command": command, "description": "What you typed"},
-        )
-        block = {"type": "tool_use", "id": tool_id, "name": "Bash", "input": inputs}
+        self.call_id = f"toolu_{os.urandom(12).hex()}"
+        block = {"type": "tool_use", "id": self.call_id, "name": tool, "input": inputs}
         self.out.event({"type": "content_block_start", "index": 0, "content_block": {**block, "input": {}}})
         delta = {"type": "input_json_delta", "partial_json": json.dumps(inputs)}
         self.out.event({"type": "content_block_delta", "index": 0, "delta": delta})
         self.out.assistant(message_id, self.model, block)
-        self.close_message("tool_use", 0)
-        shell = self.command = Command(command)
-        answer: dict[str, Any] = {"tool_use_id": tool_id, "type": "tool_result"}
+        if suggestions is None or self.may(tool, inputs):
+            self.close_message("tool_use", 0)
+            return inputs
+        about = {"tool_name": tool, "tool_use_id": self.call_id}
+        if not self.asks:
+            self.close_message("tool_use", 0)
+            reason = f"{tool} needs a permission, and there is nobody to ask."
+            self.out.told({"type": "system", "subtype": "permission_denied", **about, "message": reason})
+            raise self.denied(tool, inputs, reason)
+        self.question, self.decision = new_id(), None
+        request: Message = {"subtype": "can_use_tool", "display_name": tool, **about, "input": inputs}
+        request |= {"permission_suggestions": suggestions}
+        request |= {"description": inputs["description"]} if "description" in inputs else {}
+        self.close_message("tool_use", 0, {"type": "control_request", "request_id": self.question, "request": request})
+        return self.decided(tool, inputs)
+
+    def may(self, tool: str, inputs: Message) -> bool:
+        if self.mode == "bypassPermissions" or any(allows(rule, tool, inputs) for rule in self.allowed):
+            return True
+        return tool == "Write" and self.mode == "acceptEdits" and is_below(inputs["file_path"], str(Path.cwd()))
+
+    def decided(self, tool: str, inputs: Message) -> Message:
+        """Wait for the answer to the open question; an interrupt takes the question back. Raises Refused."""
+        try:
+            while self.decision is None:
+                if self.input.eof:
+                    raise self.denied(tool, inputs, "The input ended before anybody answered.")
+                self.pump(None)
+        except Interrupted:
+            self.out.emit({"type": "control_cancel_request", "request_id": self.question})
+            raise
+        finally:
+            self.question = ""
+        answer = self.decision.get("response")
+        if self.decision.get("subtype") != "success" or not isinstance(answer, dict):
+            raise self.denied(tool, inputs, str(self.decision.get("error") or "The answer had no decision in it."))
+        if answer.get("behavior") != "allow":
+            raise self.denied(tool, inputs, str(answer.get("message") or "The answer was neither allow nor deny."))
+        updated = answer.get("updatedInput")
+        if not isinstance(updated, dict) or any(not isinstance(updated.get(key), str) for key in FIELDS[tool]):
+            raise self.denied(tool, inputs, f"The permission had no updatedInput for {tool}.")
+        for update in answer.get("updatedPermissions") or []:
+            if update.get("type") == "addRules" and update.get("behavior") == "allow":
+                self.allowed += [f"{rule['toolName']}({rule.get('ruleContent', '')})" for rule in update["rules"]]
+            elif update.get("type") == "setMode":
+                self.mode = str(update["mode"])
+        return updated
+
+    def denied(self, tool: str, inputs: Message, reason: str) -> Refused:
+        self.denials.append({"tool_name": tool, "tool_use_id": self.call_id, "tool_input": inputs})
+        self.answered(reason, error=True, told=f"Error: {reason}")
+        return Refused(reason)
+
+    def answered(self, content: str, *, error: bool = False, rejected: bool = False, told: object = None) -> None:
+        """The result of the call that is open."""
+        result = {"tool_use_id": self.call_id, "type": "tool_result", "content": content}
+        self.call_id = ""
+        self.out.user(
+            [{**result, "is_error": error or rejected}],
+            tool_use_result="User rejected tool use" if rejected else content if told is None else told,
+        )
+
+    def run(self, command: str) -> str:
+        """A message with a tool call, the command itself, its result, and a message that shows it."""
+        rule = {"toolName": "Bash", "ruleContent": command}
+        suggestion: Message = {"type": "addRules", "rules": [rule], "behavior": "allow", "destination": "localSettings"}
+        try:
+            inputs = self.call("Bash", {"command": command, "description": "What you typed"}, [suggestion])
+        except Refused as reason:
+            return self.say(words(f"I did not run that: {reason}"))
+        terminate = {signal.SIGTERM}
+        signal.pthread_sigmask(signal.SIG_BLOCK, terminate)  # its handler has to know of the command
+        try:
+            shell = self.command = Command(inputs["command"])
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, terminate)
         try:
             self.wait(shell)
-        except Interrupted:
-            stopped = {**answer, "content": "The command was stopped by the user.", "is_error": True}
-            self.out.user([stopped], tool_use_result="User rejected tool use")
-            raise
         finally:
             shell.close()
         self.command = None
         output, status = shell.text(), shell.status or 0
         content = output if status == 0 else f"Exit code {status}\n{output}"
         told = {"stdout": output, "stderr": "", "interrupted": False, "isImage": False}
-        self.out.user([{**answer, "content": content, "is_error": status != 0}], tool_use_result=told)
+        self.answered(content, error=status != 0, told=told)
         ending = f"Exit status {status}." if status >= 0 else f"Ended by {signal.Signals(-status).name}."
         shown = fenced(output) if output else "*(no output)*"
         return self.say(words(f"{shown}\n\n{ending}"))
+
+    def edit(self, path: str, content: str) -> str:
+        try:
+            told = f"I wrote `{self.write(path, content)}`."
+        except Refused as reason:
+            told = f"I did not write that: {reason}"
+        return self.say(words(told))
+
+    def write(self, path: str, content: str) -> str:
+        """A tool call that writes a whole file; returns where it was written. Raises Refused."""
+        suggestion = {"type": "setMode", "mode": "acceptEdits", "destination": "session"}
+        inputs = self.call("Write", {"file_path": path, "content": content}, [suggestion])
+        target = Path(inputs["file_path"])
+        told = {"type": "update" if target.exists() else "create", "filePath": str(target)}
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(inputs["content"], encoding="utf-8")
+        except OSError as error:
+            self.answered(str(error), error=True)
+            raise Refused(str(error)) from None
+        self.answered(f"{target} is written.", told={**told, "content": inputs["content"]})
+        return str(target)
+
+    def remember(self, line: str, answer: str) -> str:
+        """Append to the memory file that the instructions name."""
+        found = MEMORY.search(self.instructions)
+        if not found:
+            return self.say(words(answer if answer == "done" else "My instructions name no MEMORY.md."))
+        path = Path(found[1] or found[2])
+        try:
+            before = path.read_text(encoding="utf-8") if path.exists() else ""
+            gap = "\n" if before and not before.endswith("\n") else ""
+            self.write(str(path), f"{before}{gap}{line}\n")
+        except (Refused, OSError) as reason:
+            return self.say(words(f"I did not write that into my memory: {reason}"))
+        return self.say(words(answer))
+
+    def subagent(self, seconds: int, task: str) -> str:
+        self.call("Task", {"description": task, "prompt": task, "subagent_type": "general-purpose"})
+        self.pump_for(seconds)
+        self.answered(f"Done: {task}")
+        return self.say(words(f"The agent is done with: {task}"))
 
     def wait(self, shell: Command) -> None:
         """Collect output until the shell is gone; raises Interrupted, which `close` then ends."""
@@ -470,85 +567,35 @@ class Agent:
                 watched.remove(shell.output)
         shell.finish()
 
-    def result(self, *, began: float, reason: str, turns: int, text: str = "", errors: list[str] | None = None) -> None:
+    def result(
+        self,
+        *,
+        began: float,
+        text: str = "",
+        errors: list[str] | None = None,
+        subtype: str = "error_during_execution",
+        reason: str = "",
+        stop_reason: str | None = None,
+        calls: int = 0,
+        **more: str,
+    ) -> None:
+        """The end of a turn; with errors, one that failed and has no text."""
         duration = round((time.monotonic() - began) * 1000)
-        message: dict[str, Any] = {"type": "result", "subtype": "success", "is_error": False, "result": text}
+        message: Message = {"type": "result", "subtype": "success", "is_error": False, "result": text}
         if errors is not None:
-            message = {
-                "type": "result",
-                "subtype": "error_during_execution",
-                "is_error": True,
-                "errors": errors,
-            }
+            message = {"type": "result", "subtype": subtype, "is_error": True, "errors": errors}
             self.failed = True
-        message |= {"duration_ms": duration, "duration_api_ms": 0, "num_turns": turns, "total_cost_usd": 0.0}
-        message |= {"usage": usage(len(text.split())), "modelUsage": {}, "permission_denials": []}
+        message |= {"duration_ms": duration, "duration_api_ms": 0, "num_turns": calls, **self.bill.fields()}
+        message |= {"usage": usage(len(text.split())), "permission_denials": self.denials}
         message |= {"terminal_reason": reason} if reason else {}
-        message |= {"stop_reason": None if errors else "end_turn", "result_index": self.results}
+        message |= {"stop_reason": stop_reason, "result_index": self.results, **more}
         self.out.told(message)
         self.results += 1
 
 
-def prompt_text(message: dict[str, Any]) -> str:
-    """The words of a user message: a string, or the text blocks of a list."""
-    try:
-        if message["message"]["role"] != "user":
-            fail(f"Error: Expected message role 'user', got '{message['message']['role']}'")
-        content = message["message"]["content"]
-        if isinstance(content, str):
-            return content
-        return "\n".join(str(block["text"]) for block in content if block["type"] == "text")
-    except (TypeError, KeyError) as error:
-        fail(f"Error: malformed user message: {error!r}")
-
-
-class Parser(argparse.ArgumentParser):
-    """Exit status 1 as the real program has it, where argparse has 2."""
-
-    def error(self, message: str) -> NoReturn:
-        fail(f"error: {message}")
-
-
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The flags of the real program that mean something here; any other one is an error."""
-    parser = Parser(prog="kai-demo-agent", allow_abbrev=False, description=__doc__)
-    parser.add_argument("-p", "--print", action="store_true")
-    parser.add_argument("--input-format", choices=["text", "stream-json"], default="text")
-    parser.add_argument("--output-format", choices=["text", "json", "stream-json"], default="text")
-    parser.add_argument("--verbose", action="store_true")
-    parser.add_argument("--include-partial-messages", action="store_true")
-    parser.add_argument("--permission-mode", default="default")
-    parser.add_argument("--dangerously-skip-permissions", action="store_true")
-    parser.add_argument("--permission-prompt-tool", choices=["stdio"])
-    parser.add_argument("--allowedTools", nargs="+", default=[])
-    parser.add_argument("--add-dir", action="append", default=[])
-    parser.add_argument("--max-budget-usd", type=float, default=0.0)
-    parser.add_argument("--resume", default="")
-    parser.add_argument("--session-id", default="")
-    parser.add_argument("--model", default=MODEL)
-    parser.add_argument("--append-system-prompt", default="")
-    parser.add_argument("--append-system-prompt-file", type=Path)
-    parser.add_argument("--system-prompt-snapshot", choices=["on", "off"], default="on")
-    parser.add_argument("--setting-sources", default="")
-    parser.add_argument("--strict-mcp-config", action="store_true")
-    parser.add_argument("--state", default=os.environ.get("KAI_DEMO_AGENT_STATE", ""))
-    parser.add_argument("--runs", default=os.environ.get("KAI_DEMO_AGENT_RUNS", ""))
-    options = parser.parse_args(argv)
-    if not options.print or options.input_format != "stream-json" or options.output_format != "stream-json":
-        fail("Error: only -p --input-format stream-json --output-format stream-json is spoken here")
-    if not options.verbose:
-        fail("Error: When using --print, --output-format=stream-json requires --verbose")
-    if options.session_id and not SESSION_ID.fullmatch(options.session_id):
-        fail("Error: Invalid session ID. Must be a valid UUID.")
-    if options.append_system_prompt_file:
-        options.append_system_prompt = options.append_system_prompt_file.read_text(encoding="utf-8")
-    options.state = options.state or str(Path.home() / ".local/share/kai-demo-agent")
-    return options
-
-
 def main(argv: list[str] | None = None) -> int:
     """Entry of the program."""
-    agent = Agent(parse(argv))
+    agent = Agent(parse(argv, about=__doc__, model=MODEL))
     try:
         return agent.serve()
     except BrokenPipeError:

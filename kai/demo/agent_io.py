@@ -1,10 +1,11 @@
-"""What the offline agent is made of below the conversation: its pipes, its files, its shell, its bill.
+"""What the offline agent is made of below the conversation: its flags, pipes, files, shell and bill.
 
 Standard library only, and as little of it as possible, for the agent is to start in the time of an interpreter.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -56,20 +57,20 @@ class Output:
         self.session = session
         self.partial = partial
 
-    def emit(self, message: dict[str, Any]) -> None:
+    def emit(self, message: Message) -> None:
         line = json.dumps(message).encode() + b"\n"
         while line:
             line = line[os.write(1, line) :]
 
-    def told(self, message: dict[str, Any]) -> None:
+    def told(self, message: Message) -> None:
         """A message of the conversation: with the session's id and one of its own."""
         self.emit({**message, "session_id": self.session, "uuid": new_id()})
 
-    def event(self, event: dict[str, Any]) -> None:
+    def event(self, event: Message) -> None:
         if self.partial:
             self.told({"type": "stream_event", "event": event, "parent_tool_use_id": None})
 
-    def assistant(self, message_id: str, model: str, block: dict[str, Any]) -> None:
+    def assistant(self, message_id: str, model: str, block: Message) -> None:
         content = {
             "id": message_id,
             "type": "message",
@@ -80,7 +81,7 @@ class Output:
         rest = {"stop_reason": None, "stop_sequence": None, "usage": usage()}
         self.told({"type": "assistant", "message": {**content, **rest}, "parent_tool_use_id": None})
 
-    def user(self, content: list[dict[str, Any]], **more: Any) -> None:
+    def user(self, content: list[Message] | str, **more: Any) -> None:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime())
         message = {"role": "user", "content": content}
         self.told({"type": "user", "message": message, "parent_tool_use_id": None, "timestamp": stamp, **more})
@@ -94,6 +95,24 @@ def usage(words_out: int = 0) -> dict[str, int]:
         "cache_read_input_tokens": 0,
         "output_tokens": words_out,
     }
+
+
+def rules(arguments: list[str]) -> list[str]:
+    """`Tool` and `Tool(…)`, one or several to an argument, with commas or spaces between them."""
+    return [rule for each in arguments for rule in re.findall(r"[^,\s(]+(?:\((?:[^()]|\([^()]*\))*\))?", each)]
+
+
+def allows(rule: str, tool: str, inputs: Message) -> bool:
+    """Whether a permission rule covers this call: a whole command, or a file below a directory (`//` is absolute)."""
+    name, _, content = rule.removesuffix(")").partition("(")
+    if tool == "Write" and name in ("Edit", "Write"):
+        below = content.startswith("//") and content.endswith("/**")
+        return not content or (below and is_below(inputs["file_path"], content[1:-3]))
+    return name == tool and content in ("", inputs.get("command"))
+
+
+def is_below(path: str, directory: str) -> bool:
+    return Path(os.path.realpath(directory)) in Path(os.path.realpath(path)).parents
 
 
 class Session:
@@ -110,12 +129,44 @@ class Session:
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         append(self.path, {"role": role, "text": text})
 
+    def entries(self) -> list[Message]:
+        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+
     def prompts(self) -> list[str]:
-        lines = self.path.read_text(encoding="utf-8").splitlines()
-        return [entry["text"] for entry in map(json.loads, lines) if entry["role"] == "user"]
+        return [entry["text"] for entry in self.entries() if entry["role"] == "user"]
+
+    def cost(self) -> Message:
+        """The use of models up to a clean end: after any other end, it is forgotten, as by the real program."""
+        last = self.entries()[-1:]
+        return json.loads(last[0]["text"]) if last and last[0]["role"] == "cost" else {}
 
 
-def append(path: Path, entry: dict[str, Any]) -> None:
+class Bill:
+    """What was used: over the session (`models`), since the last result (`since`), by this process (`spent`, USD)."""
+
+    def __init__(self, models: Message) -> None:
+        self.models = models
+        self.since: Message = {}
+        self.spent = 0.0
+
+    def add(self, model: str, *, usd: float, words_out: int) -> None:
+        self.spent += usd
+        for used in (self.models, self.since):
+            entry = used.setdefault(model, {"inputTokens": 0, "outputTokens": 0, "costUSD": 0.0})
+            entry["outputTokens"] += words_out
+            entry["costUSD"] += usd
+
+    def total(self) -> float:
+        return sum(float(used["costUSD"]) for used in self.models.values())
+
+    def fields(self) -> Message:
+        """For a result; the next one tells only of what comes after it."""
+        since, self.since = self.since, {}
+        total = self.total()
+        return {"total_cost_usd": total, "modelUsage": self.models, "model_usage_since_last_result": since}
+
+
+def append(path: Path, entry: Message) -> None:
     """One write for one line: whole lines even when several processes append."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
@@ -167,8 +218,15 @@ class Command:
             (os.POSIX_SPAWN_DUP2, pipe, 2),
         ]
         argv = ["/bin/sh", "-c", command]
-        defaults = [signal.SIGPIPE, signal.SIGINT, signal.SIGTERM]
-        self.pid = os.posix_spawn(argv[0], argv, os.environ, file_actions=actions, setpgroup=0, setsigdef=defaults)
+        self.pid = os.posix_spawn(
+            argv[0],
+            argv,
+            os.environ,
+            file_actions=actions,
+            setpgroup=0,
+            setsigdef=[signal.SIGPIPE, signal.SIGINT, signal.SIGTERM],
+            setsigmask=[],
+        )
         os.close(pipe)
         self.exited = os.pidfd_open(self.pid)
         self.status: int | None = None
@@ -209,3 +267,62 @@ class Command:
     def text(self) -> str:
         left_out = f"\n… {self.left_out} bytes left out …\n".encode() if self.left_out else b""
         return (self.head + left_out + self.tail).decode(errors="replace").rstrip("\n")
+
+
+def prompt_text(message: Message) -> str:
+    """The words of a user message: a string, or the text blocks of a list."""
+    try:
+        if message["message"]["role"] != "user":
+            fail(f"Error: Expected message role 'user', got '{message['message']['role']}'")
+        content = message["message"]["content"]
+        if isinstance(content, str):
+            return content
+        return "\n".join(str(block["text"]) for block in content if block["type"] == "text")
+    except (TypeError, KeyError) as error:
+        fail(f"Error: malformed user message: {error!r}")
+
+
+class Parser(argparse.ArgumentParser):
+    """Exit status 1 as the real program has it, where argparse has 2."""
+
+    def error(self, message: str) -> NoReturn:
+        fail(f"error: {message}")
+
+
+def parse(argv: list[str] | None, *, about: str | None, model: str) -> argparse.Namespace:
+    """The flags of the real program that mean something here; any other one is an error."""
+    parser = Parser(prog="kai-demo-agent", allow_abbrev=False, description=about)
+    parser.add_argument("-p", "--print", action="store_true")
+    parser.add_argument("--input-format", choices=["text", "stream-json"], default="text")
+    parser.add_argument("--output-format", choices=["text", "json", "stream-json"], default="text")
+    parser.add_argument("--verbose", action="store_true")
+    parser.add_argument("--include-partial-messages", action="store_true")
+    parser.add_argument("--permission-mode", default="default")
+    parser.add_argument("--dangerously-skip-permissions", action="store_true")
+    parser.add_argument("--permission-prompt-tool", choices=["stdio"])
+    parser.add_argument("--allowedTools", nargs="+", action="extend", default=[])
+    parser.add_argument("--add-dir", action="append", default=[])
+    parser.add_argument("--max-budget-usd", type=float)
+    parser.add_argument("--resume", default="")
+    parser.add_argument("--session-id", default="")
+    parser.add_argument("--model", default=model)
+    parser.add_argument("--append-system-prompt", default="")
+    parser.add_argument("--append-system-prompt-file", type=Path)
+    parser.add_argument("--system-prompt-snapshot", choices=["on", "off"], default="on")
+    parser.add_argument("--setting-sources", default="")
+    parser.add_argument("--strict-mcp-config", action="store_true")
+    parser.add_argument("--state", default=os.environ.get("KAI_DEMO_AGENT_STATE", ""))
+    parser.add_argument("--runs", default=os.environ.get("KAI_DEMO_AGENT_RUNS", ""))
+    options = parser.parse_args(argv)
+    if not options.print or options.input_format != "stream-json" or options.output_format != "stream-json":
+        fail("Error: only -p --input-format stream-json --output-format stream-json is spoken here")
+    if not options.verbose:
+        fail("Error: When using --print, --output-format=stream-json requires --verbose")
+    if options.max_budget_usd is not None and not options.max_budget_usd > 0:
+        fail("error: --max-budget-usd must be a positive number")
+    if options.session_id and not SESSION_ID.fullmatch(options.session_id):
+        fail("Error: Invalid session ID. Must be a valid UUID.")
+    if options.append_system_prompt_file:
+        options.append_system_prompt = options.append_system_prompt_file.read_text(encoding="utf-8")
+    options.state = options.state or str(Path.home() / ".local/share/kai-demo-agent")
+    return options

@@ -163,6 +163,19 @@ class Agent:
         say(type="user", message={"content": [done]}, parent_tool_use_id=None)
         return self.answer()
 
+    def ask(self) -> None:
+        """Ask whether a command may be run, and tell what came of it."""
+        asked = {"subtype": "can_use_tool", "tool_name": "Bash", "input": {"command": "make"}}
+        say(type="control_request", request_id="mine", request=asked)
+        while True:
+            message = hear()
+            if message and message["type"] == "control_response":
+                decision = message["response"]["response"]
+                self.text(f"{decision['behavior']}: {decision.get('message', '')}")
+                return self.result()
+            if message and message["type"] == "control_request" and self.control(message):
+                return self.interrupted()
+
     def exit(self, status: str) -> None:
         self.text("so far")
         print("my last words", file=sys.stderr, flush=True)
@@ -226,7 +239,7 @@ class Agent:
         put(b'{"type": "stream_event", "event": {"type": "message_start", "message": {"id": "m"}}}\n')
         count = 0
         while not self.told_to_stop():
-            if count == 0 or kind in ("tools", "requests"):
+            if count == 0 or kind in ("tools", "requests", "questions"):
                 block = b"".join(FLOODS[kind](count + n) for n in range(100))
             count += 100
             put(block, 2 if kind == "stderr" else 1)
@@ -256,12 +269,17 @@ FLOODS: dict[str, Callable[[int], bytes]] = {
     "long": lambda n: _line(type="x", y="z" * 200_000),
     "stderr": lambda n: b"e" * 1000 + b"\n",
     "requests": lambda n: _line(type="control_request", request_id=f"r{n}", request={"subtype": "mcp_message"}),
+    "questions": lambda n: _line(
+        type="control_request",
+        request_id=f"r{n}",
+        request={"subtype": "can_use_tool", "tool_name": "Bash", "input": {"command": f"make {n}"}},
+    ),
     "results": lambda n: _line(type="result", is_error=False, result="a ghost", session_id=f"other-{n}"),
 }
 WAYS: dict[str, Callable[..., None]] = {
     name: getattr(Agent, name)
     for name in (
-        *("silent", "half", "trickle", "deaf", "immortal", "tool", "exit", "kill", "mute", "garble", "twice"),
+        *("silent", "half", "trickle", "deaf", "immortal", "tool", "ask", "exit", "kill", "mute", "garble", "twice"),
         *("unasked", "children", "next", "flood"),
     )
 }

@@ -41,7 +41,6 @@ from kai.lib.peers import Peer, Peers
 from kai.lib.server import Emit, Server
 from kai.lib.varlink import Busy, InvalidParameter
 
-
 S = TypeVar("S", bound="Supervisor")
 
 

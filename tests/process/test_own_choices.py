@@ -39,14 +39,14 @@ async def test_a_model_is_chosen_from_the_list_and_the_session_goes_on(stage: St
     await stage.answer("before-the-choice")
     stage.say("/models")
     shown = await stage.growing("No model: answers by rule")
-    assert shown.buttons == ["Offline"]
-    await press(stage, shown, "Offline")
-    await stage.answer("model: offline (your choice), from the next message on. The session goes on.")
+    assert "✓ Default" in shown.buttons
+    await press(stage, shown, "Offline large")
+    await stage.answer("model: offline-large (your choice), from the next message on. The session goes on.")
     stage.say("history")
     assert "before-the-choice" in ((await stage.answer("before-the-choice", after=shown.message_id)).text or "")
     await restart(stage)
     stage.say("/stats")
-    await stage.answer("model: offline (your choice)")
+    await stage.answer("model: offline-large (your choice)")
 
 
 async def test_settings_tell_where_they_come_from_and_take_choices_within_bounds(stage: Stage) -> None:

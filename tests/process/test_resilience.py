@@ -46,8 +46,8 @@ async def test_what_was_queued_when_the_bot_was_killed_is_answered_in_order_and_
 ) -> None:
     counter = tmp_path / "runs"
     stage: Stage = await stages(runs=counter)
-    stage.say("slow 8")
-    await stage.growing("word2")
+    stage.say("slow 10")
+    await stage.growing("word1")
     for number in range(4):
         stage.say(f"! echo queued-{number}")
     await stage.api.wait_for(lambda: any("4 messages wait" in text for text in stage.shown()))

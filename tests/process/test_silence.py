@@ -1,4 +1,4 @@
-"""Agents that say nothing, or nothing that counts. The supervisor runs in here: its limits are lower than can be set."""
+"""Agents that say nothing, or nothing that counts. The supervisor runs in here, with limits lower than can be set."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import json
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from kai.agent import oom, seat
+from kai.agent import oom
 from kai.agent.backend import AgentBackend, Ending
 from kai.agent.claude import ClaudeBackend
+from kai.agent.seat import Seat
 from kai.agent.setup import Setup
 from kai.agent.supervisor import Supervisor
 from kai.agent.turns import Turns
-from kai.config.users import Limits
 from kai.interfaces import Event, Part, Start, Stop
 from kai.lib.daemon import Daemon
 from kai.lib.peers import BOT, Peer
@@ -32,19 +32,26 @@ AGENT = Path(__file__).with_name("misbehaving.py")
 PEER = Peer(os.geteuid(), os.getpid(), frozenset({BOT}))
 TIMEOUT = 2
 SILENT = f"The agent said nothing for {TIMEOUT} s (timeout) and was interrupted."
+Make = Callable[..., Awaitable["Here"]]
 RESUMES = "It did not obey, so its process was ended; your next message resumes the session."
 
 
 class Here:
-    """A supervisor as its daemon has it, but for the socket; `restart` is the next one."""
+    """A supervisor as its daemon has it, but for the socket; `restart` makes the next one."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, **user: object) -> None:
         self.directory, self.turn = directory, 0
         self.make_backend: Callable[[], AgentBackend] = ClaudeBackend
         self.supervisor: Supervisor
+        for name in ("etc", "alice/state", "alice/history", "alice/memory", "alice/work"):
+            (directory / name).mkdir(parents=True)
+        agent = {"command": [sys.executable, "-I", "-S", str(AGENT), "--state", str(directory / "agent")]}
+        (directory / "etc/kai.yaml").write_text(json.dumps({"agent": agent}))
+        users = [{"telegram_id": 1, "name": "alice", **user}]
+        (directory / "etc/users.yaml").write_text(json.dumps({"users": users}))
 
     @property
-    def seat(self) -> seat.Seat:
+    def seat(self) -> Seat:
         return self.supervisor.seat
 
     @property
@@ -52,9 +59,13 @@ class Here:
         return self.supervisor.retiring
 
     async def open(self) -> None:
-        self.turns = Turns(self.directory / "alice/state")
-        self.daemon = Daemon("kai-agent", {}, instance="alice", one_uid=True)
-        setup = Setup(self.daemon, self.turns)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("CONFIGURATION_DIRECTORY", str(self.directory / "etc"))
+            patch.setenv("STATE_DIRECTORY", str(self.directory / "alice/state"))
+            patch.setenv("KAI_RUNTIME_DIRECTORY", str(self.directory / "run"))
+            self.daemon = Daemon("kai-agent", {}, instance="alice", one_uid=True)
+            self.turns = Turns(self.daemon.state_dir)
+            self.setup = setup = Setup(self.daemon, self.turns)
         agent = msgspec.structs.replace(setup.config.kai.agent, timeout=TIMEOUT)
         kai = msgspec.structs.replace(setup.config.kai, agent=agent)
         setup.config = msgspec.structs.replace(setup.config, kai=kai)
@@ -95,30 +106,156 @@ async def _ignore(event: Event) -> None:
 
 
 @pytest.fixture
-async def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Here]:
-    for name in ("etc", "alice/state", "alice/history", "alice/memory", "alice/work"):
-        (tmp_path / name).mkdir(parents=True)
-    agent = {"command": [sys.executable, "-I", "-S", str(AGENT), "--state", str(tmp_path / "agent")]}
-    (tmp_path / "etc/kai.yaml").write_text(json.dumps({"agent": agent}))
-    (tmp_path / "etc/users.yaml").write_text(json.dumps({"users": [{"telegram_id": 1, "name": "alice"}]}))
-    monkeypatch.setenv("CONFIGURATION_DIRECTORY", str(tmp_path / "etc"))
-    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "alice/state"))
-    monkeypatch.setenv("KAI_RUNTIME_DIRECTORY", str(tmp_path / "run"))
-    made = Here(tmp_path)
+async def make(tmp_path: Path) -> AsyncIterator[Make]:
     async with AsyncExitStack() as stack:
-        await made.open()
-        stack.push_async_callback(made.close)
-        yield made
+
+        async def open_one(name: str = "one", **user: object) -> Here:
+            made = Here(tmp_path / name, **user)
+            await made.open()
+            stack.push_async_callback(made.close)
+            return made
+
+        yield open_one
 
 
-@pytest.mark.parametrize(
-    ("way", "shown"),
-    [("silent", ""), ("half", "so far"), ("trickle", "so far"), ("flood garbage", ""), ("flood long", "")],
-)
-async def test_who_says_nothing_that_counts_is_interrupted_and_it_is_told(here: Here, way: str, shown: str) -> None:
-    began = time.monotonic()
-    done = await here.say(way)
-    assert (done.outcome, done.text, done.error) == ("failed", shown, SILENT)
-    assert TIMEOUT < time.monotonic() - began < TIMEOUT + 3
-    assert not here.leaves
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who doesn't obey is given up after a second, and not after ten or more."""
+    monkeypatch.setattr("kai.agent.seat.INTERRUPT_PATIENCE", 1.0)
+    monkeypatch.setattr("kai.agent.process.PATIENCE", (0.5, 0.5, 0.5))
+
+
+# ---- silence ----
+
+
+async def test_who_says_nothing_that_counts_is_interrupted_and_it_is_told(make: Make) -> None:
+    async def scenario(way: str, shown: str) -> None:
+        here = await make(way)
+        began = time.monotonic()
+        done = await here.say(way)
+        assert (done.outcome, done.text, done.error) == ("failed", shown, SILENT)
+        assert TIMEOUT < time.monotonic() - began < TIMEOUT + 4
+        assert not here.leaves
+        assert (await here.say("hello")).text == "this is turn 2"
+
+    ways = {"silent": "", "half": "so far", "trickle": "so far", "flood garbage": "", "flood long": ""}
+    await asyncio.gather(*(scenario(way, shown) for way, shown in ways.items()))
+
+
+async def test_who_says_nothing_and_does_not_obey_is_ended(make: Make, impatient: None) -> None:
+    async def scenario(way: str, killed: bool) -> None:
+        here = await make(way)
+        done = await here.say(way)
+        assert (done.outcome, done.text, done.error) == ("failed", "so far", f"{SILENT} {RESUMES}")
+        assert not here.processes()
+        assert here.leaves == killed
+        if killed:
+            with pytest.raises(Busy, match="about to leave"):
+                await here.say("hello")
+            await here.restart()
+        assert (await here.say("hello")).text == "this is turn 2"
+
+    await asyncio.gather(scenario("deaf", False), scenario("immortal", True))
+
+
+async def test_a_quiet_tool_call_is_no_silence(make: Make) -> None:
+    here = await make()
+    done = await here.say(f"tool {TIMEOUT + 1.5}")
+    assert (done.outcome, done.text, done.error) == ("ok", "this is turn 1", "")
+
+
+async def test_an_open_question_is_no_silence_and_no_answer_is_a_no(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kai.agent.approvals.PATIENCE", TIMEOUT + 1.5)
+    here = await make(approvals="ask")
+    done = await here.say("ask")
+    assert (done.outcome, done.text) == (
+        "ok",
+        "deny: The user did not answer within 10 minutes, so this is denied.",
+    )
+
+
+async def test_a_question_ends_with_its_turn(make: Make) -> None:
+    here = await make(approvals="ask")
+    turn = here.begin("ask")
+    await here.until("working")
+    while not (here.supervisor.current and here.supervisor.current.approvals):
+        await asyncio.sleep(0.01)
+    await here.stop()
+    assert (await turn).outcome == "interrupted"
+    assert not here.seat.approvals.timers
     assert (await here.say("hello")).text == "this is turn 2"
+
+
+# ---- a start that is stopped, an end that fails ----
+
+
+async def test_a_stop_does_not_wait_for_an_agent_that_never_begins_but_the_next_start_does(make: Make) -> None:
+    here = await make()
+    await here.say("next never")
+    await here.restart()
+    turn = here.begin("hello")
+    while not here.processes():
+        await asyncio.sleep(0.01)
+    began = time.monotonic()
+    await here.stop()
+    done = await turn
+    assert time.monotonic() - began < 0.5
+    assert (done.outcome, done.error) == ("interrupted", "")
+    (old,) = here.processes()
+    again = here.begin("hello")
+    while old in here.processes():
+        assert here.processes() == [old], "two processes must never write one session"
+        await asyncio.sleep(0.01)
+    assert (await again).text == "this is turn 2"
+
+
+class Stuck(ClaudeBackend):
+    """Its process can't be ended, as behind a sudo that died over it."""
+
+    async def close(self) -> Ending:
+        await super().close()
+        return "stuck"
+
+
+@pytest.mark.parametrize("ended", ["for another model", "because it was idle"])
+async def test_beside_a_process_that_cannot_be_ended_no_second_one_is_started(make: Make, ended: str) -> None:
+    here = await make()
+    here.make_backend = Stuck
+    assert (await here.say("hello")).text == "this is turn 1"
+    if ended == "for another model":
+        here.setup.chosen = {("", "model"): "another"}
+    else:
+        here.seat._evict()
+    done = await here.say("hello")
+    assert done.error == "The agent's old process can't be ended; Kai starts anew, send your message again."
+    assert not here.processes()
+    assert here.leaves
+    here.make_backend = ClaudeBackend
+    await here.restart()
+    assert (await here.say("hello")).text == "this is turn 2"
+
+
+async def test_the_kernels_kill_for_want_of_memory_is_told_with_the_limit(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kills = iter([0, 1, 1])
+    monkeypatch.setattr(oom, "kills", lambda: next(kills))
+    here = await make(limits={"memory": "2G"})
+    done = await here.say("kill 9")
+    assert done.error == (
+        "The agent ended in the middle of the turn (ended by SIGKILL). The kernel ended it for want of memory "
+        "(limits.memory is 2G); your next message resumes the session."
+    )
+    await here.restart()
+    assert (await here.say("hello")).text == "this is turn 2"
+
+
+async def test_a_supervisor_that_is_told_to_stop_waits_for_the_agent_that_it_is_ending(make: Make) -> None:
+    here = await make()
+    await here.say("hello")
+    here.seat._evict()
+    await here.close()
+    assert not here.processes()
+    await here.open()

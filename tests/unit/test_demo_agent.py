@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import select
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,98 +12,15 @@ from typing import Any
 
 import pytest
 
-from kai.demo import agent as offline
+from tests.unit.demo_driver import FLAGS, PARTIAL, SECONDS, starting, streamed
 
-FLAGS = ["-p", "--input-format", "stream-json", "--output-format", "stream-json", "--verbose"]
-PARTIAL = [*FLAGS, "--include-partial-messages", "--permission-mode", "bypassPermissions"]
 UNKNOWN = "11111111-1111-4111-8111-111111111111"
-SECONDS = 10
-
-
-class Driver:
-    """Talks to one process of the agent, line by line."""
-
-    def __init__(self, tmp_path: Path, *flags: str, base: list[str] = PARTIAL) -> None:
-        self.workspace = tmp_path / "work space"
-        self.workspace.mkdir(exist_ok=True)
-        command = [sys.executable, "-I", "-S", offline.__file__, *base, "--state", str(tmp_path / "state")]
-        self.process = subprocess.Popen(
-            [*command, *flags],
-            cwd=self.workspace,
-            env={"PATH": os.environ["PATH"], "HOME": str(tmp_path)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-
-    def send(self, message: object) -> None:
-        assert self.process.stdin
-        self.process.stdin.write(json.dumps(message).encode() + b"\n")
-        self.process.stdin.flush()
-
-    def say(self, text: object) -> None:
-        self.send({"type": "user", "message": {"role": "user", "content": text}})
-
-    def control(self, request_id: str, subtype: str, **more: str) -> None:
-        request = {"subtype": subtype, **more}
-        self.send({"type": "control_request", "request_id": request_id, "request": request})
-
-    def messages(self) -> Iterator[dict[str, Any]]:
-        assert self.process.stdout
-        for line in self.process.stdout:
-            yield json.loads(line)
-
-    def until(self, kind: str) -> list[dict[str, Any]]:
-        seen = []
-        for message in self.messages():
-            seen.append(message)
-            if message["type"] == kind:
-                return seen
-        raise AssertionError(f"no {kind} came: {seen} {self.errors()}")
-
-    def turn(self, text: object) -> dict[str, Any]:
-        self.say(text)
-        return self.until("result")[-1]
-
-    def silent(self) -> bool:
-        assert self.process.stdout
-        return not select.select([self.process.stdout], [], [], 0.15)[0]
-
-    def errors(self) -> str:
-        assert self.process.stderr
-        return self.process.stderr.read().decode()
-
-    def end(self) -> None:
-        self.process.kill()
-        self.process.wait(SECONDS)
-        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
-            assert pipe
-            with contextlib.suppress(BrokenPipeError):
-                pipe.close()
-
-    def close(self) -> int:
-        assert self.process.stdin
-        self.process.stdin.close()
-        return self.process.wait(SECONDS)
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Any]:
-    drivers: list[Driver] = []
-
-    def begin(*flags: str, base: list[str] = PARTIAL) -> Driver:
-        drivers.append(Driver(tmp_path, *flags, base=base))
-        return drivers[-1]
-
-    yield begin
-    for driver in drivers:
-        driver.end()
-
-
-def streamed(messages: list[dict[str, Any]]) -> str:
-    events = [message["event"] for message in messages if message["type"] == "stream_event"]
-    deltas = [event["delta"] for event in events if event["type"] == "content_block_delta"]
-    return "".join(delta.get("text", "") for delta in deltas)
+    with starting(tmp_path) as begin:
+        yield begin
 
 
 def is_gone(pid: int) -> bool:
@@ -166,7 +79,7 @@ def test_text_streams_in_the_order_of_the_real_program(start: Any) -> None:
     ]
     assert streamed(seen) == seen[-1]["result"] == "**bold** and `code`"
     assert seen[-1]["is_error"] is False
-    assert seen[-1]["total_cost_usd"] == 0
+    assert seen[-1]["num_turns"] == 1
 
 
 def test_without_the_flag_there_are_no_partial_messages(start: Any) -> None:
