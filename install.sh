@@ -537,7 +537,7 @@ remove_account() {
     [ -n "$left" ] || left=$(find / /home /srv /opt /var /tmp -xdev -uid "$2" -print -quit 2>/dev/null || true)
     if [ -n "$left" ]; then
         stays+=" $1"
-        warn "the account $1 stays: it still has a process or file ($left). Remove that, then: userdel $1"
+        warn "the account $1 stays: it still has a process or file (${left@Q}). Remove that, then: userdel $1"
         return
     fi
     run quietly userdel "$1"

@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,6 +23,7 @@ TOKEN = "7654321:machine-ring-token-that-is-secret-0123"
 KEY = "sk-ant-machine-ring-key-that-is-secret"
 USERS = {"alice": 1001, "bob": 1002, "carol": 1003}
 """alice and bob work as accounts of their own; carol's account is made by Kai."""
+ACCOUNTS = {"alice": "alice", "bob": "bob", "carol": ""}
 STRANGER = 6666
 
 
@@ -35,15 +36,11 @@ class Host:
     def install(self, *options: str, check: bool = True) -> Result:
         return self.machine.run(["./install.sh", *options], cwd="/root/kai", timeout=900, check=check)
 
-    def first_install(self) -> Result:
-        """The command of the README, with answers given as options."""
+    def first_install(self, accounts: Mapping[str, str] = ACCOUNTS) -> Result:
+        """The command of the README, with answers given as options. `accounts` is user → os_user, "" for none."""
         self.machine.write("/root/token", TOKEN + "\n", mode=0o600)
         self.machine.write("/root/key", KEY + "\n", mode=0o600)
-        users = [
-            f"--user={USERS['alice']}:alice:alice",
-            f"--user={USERS['bob']}:bob:bob",
-            f"--user={USERS['carol']}:carol",
-        ]
+        users = [f"--user={USERS[name]}:{name}" + (f":{own}" if own else "") for name, own in accounts.items()]
         return self.install(
             "--token-file=/root/token", "--model-key-file=/root/key", "--api-base", self.url,
             "--agent-command=/usr/local/bin/claude", *users,
@@ -152,15 +149,15 @@ def telegram() -> Iterator[tuple[ControlClient, str]]:
 
 
 @contextmanager
-def host(suite: str) -> Iterator[Host]:
-    """A booted Debian with accounts alice and bob, the CLI and a copy of the checkout; Kai is not installed yet."""
+def host(suite: str, accounts: Mapping[str, str] = ACCOUNTS) -> Iterator[Host]:
+    """A booted Debian with the accounts, the CLI and a copy of the checkout; Kai is not installed yet."""
     with (
         telegram() as (client, url),
         MessagesAPI(key=KEY) as model,
         Machine.create(suite, binds={claude_cli.path(): "/usr/local/bin/claude"}) as machine,
     ):
         machine.boot()
-        for name in ("alice", "bob"):
+        for name in filter(None, accounts.values()):
             machine.run(["useradd", "--create-home", "--shell=/bin/bash", name])
         machine.push_checkout("/root/kai")
         yield Host(machine, client, url, model)
