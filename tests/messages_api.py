@@ -6,9 +6,10 @@ As a program:   python3 tests/messages_api.py [--port N] [--key KEY]     prints 
 Without a rule of the test's own, the user's text says what the model does:
 
     say: TEXT           streams TEXT                        run: COMMAND     calls Bash, then answers with its output
-    slow: N TEXT        streams TEXT over N seconds         fail: STATUS     answers 401, 500, 529, …
+    slow: N TEXT        streams TEXT over N seconds         write: PATH TEXT calls Write, then tells its result
     echo-system         answers with the system prompt      echo-history     lists the user's texts of the session
-    hang                never answers                       anything else    answers "You said: …"
+    hang                never answers                       fail: STATUS     answers 401, 500, 529, …
+    anything else       answers "You said: …"
 
 `GET /_log` gives the requests seen, keys included: it is a stand-in, so is the key. Requests are checked as strictly
 as the real service checks them, because a test must not pass with a request that the service would refuse.
@@ -44,7 +45,7 @@ _NOT_SAID = re.compile(  # what the client puts among the user's words
     re.DOTALL,
 )
 _CONVENTION = re.compile(
-    r"^(?:(?P<name>say|run|fail):[ ]?|slow:[ ]?(?P<seconds>[0-9.]+)[ ]|(?P<word>echo-system|echo-history|hang)$)",
+    r"^(?:(?P<name>say|run|write|fail):[ ]?|slow:[ ]?(?P<seconds>[0-9.]+)[ ]|(?P<word>echo-system|echo-history|hang)$)",
     re.MULTILINE,
 )
 _KINDS = {
@@ -77,6 +78,13 @@ class Tool:
 
 
 @dataclass(frozen=True)
+class Tools:
+    """Several tool calls in one message."""
+
+    calls: tuple[Tool, ...]
+
+
+@dataclass(frozen=True)
 class Error:
     """An answer in the service's error shape."""
 
@@ -89,7 +97,7 @@ class Hang:
     """No answer at all until the client goes away or the stand-in ends."""
 
 
-Reply = Text | Tool | Error | Hang
+Reply = Text | Tool | Tools | Error | Hang
 
 
 @dataclass(frozen=True)
@@ -181,6 +189,9 @@ def by_convention(turn: Turn) -> Reply:
             return Text(rest)
         case "run":
             return Tool("Bash", {"command": rest, "description": "What the user asked for"})
+        case "write":
+            path, _, content = rest.partition(" ")
+            return Tool("Write", {"file_path": path, "content": content})
         case "fail":
             known = rest.isdigit() and 400 <= int(rest) < 600
             return Error(int(rest)) if known else Error(400, f"fail: {rest!r} is not an error's status")
@@ -356,11 +367,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._json(200, {"input_tokens": _tokens(raw)})
             return
         reply = self._side_answer(body) or self.server.api.decide(read_turn(body))
-        if isinstance(reply, Tool) and reply.name not in (
-            offered := [tool.get("name") for tool in body.get("tools", [])]
-        ):
+        offered = [tool.get("name") for tool in body.get("tools", [])]
+        missing = [call.name for call in _calls(reply) if call.name not in offered]
+        if missing:
             reply = Text(
-                f"The script asks for the tool {reply.name}, but was offered only: {', '.join(offered) or 'none'}"
+                f"The script asks for the tool {missing[0]}, but was offered only: {', '.join(offered) or 'none'}"
             )
         self.seen.answer = type(reply).__name__
         match reply:
@@ -369,9 +380,9 @@ class _Handler(BaseHTTPRequestHandler):
             case Hang():
                 self.server.api.closing.wait()
                 self.close_connection = True
-            case Text() | Tool() if body.get("stream"):
+            case Text() | Tool() | Tools() if body.get("stream"):
                 self._stream(body["model"], _tokens(raw), reply)
-            case Text() | Tool():
+            case Text() | Tool() | Tools():
                 self._whole(body["model"], _tokens(raw), reply)
 
     def _checked(self, raw: bytes, *, counting: bool) -> dict[str, Any]:
@@ -400,7 +411,7 @@ class _Handler(BaseHTTPRequestHandler):
             return Text(json.dumps({"title": "A test", "isNewTopic": False}))
         return None
 
-    def _stream(self, model: str, tokens: int, reply: Text | Tool) -> None:
+    def _stream(self, model: str, tokens: int, reply: Text | Tool | Tools) -> None:
         self.send_response(200)
         self.send_header("content-type", "text/event-stream; charset=utf-8")
         self.send_header("transfer-encoding", "chunked")
@@ -408,37 +419,35 @@ class _Handler(BaseHTTPRequestHandler):
         self.seen.status = 200
         message = _message(model, tokens, next(self._numbers))
         self._event("message_start", message=message)
-        match reply:
-            case Text():
-                pieces = _pieces(reply)
-                self._event("content_block_start", index=0, content_block={"type": "text", "text": ""})
-                self._event("ping")
-                for number, piece in enumerate(pieces):
-                    if number and self.server.api.closing.wait(reply.seconds / (len(pieces) - 1)):
-                        raise ConnectionAbortedError("The stand-in ends.")
-                    self._event("content_block_delta", index=0, delta={"type": "text_delta", "text": piece})
-            case Tool():
-                block = {"type": "tool_use", "id": f"toolu_{message['id']}", "name": reply.name, "input": {}}
-                self._event("content_block_start", index=0, content_block=block)
-                whole = json.dumps(reply.input)
-                for piece in ("", whole[: len(whole) // 2], whole[len(whole) // 2 :]):
-                    delta = {"type": "input_json_delta", "partial_json": piece}
-                    self._event("content_block_delta", index=0, delta=delta)
-        self._event("content_block_stop", index=0)
+        if isinstance(reply, Text):
+            pieces = _pieces(reply)
+            self._event("content_block_start", index=0, content_block={"type": "text", "text": ""})
+            self._event("ping")
+            for number, piece in enumerate(pieces):
+                if number and self.server.api.closing.wait(reply.seconds / (len(pieces) - 1)):
+                    raise ConnectionAbortedError("The stand-in ends.")
+                self._event("content_block_delta", index=0, delta={"type": "text_delta", "text": piece})
+            self._event("content_block_stop", index=0)
+        for index, call in enumerate(_calls(reply)):
+            self._event("content_block_start", index=index, content_block=_block(message, index, call) | {"input": {}})
+            whole = json.dumps(call.input)
+            for piece in ("", whole[: len(whole) // 2], whole[len(whole) // 2 :]):
+                delta = {"type": "input_json_delta", "partial_json": piece}
+                self._event("content_block_delta", index=index, delta=delta)
+            self._event("content_block_stop", index=index)
         ended = {"stop_reason": _stop_reason(reply), "stop_sequence": None}
         self._event("message_delta", delta=ended, usage={"output_tokens": 20})
         self._event("message_stop")
         self.wfile.write(b"0\r\n\r\n")
         self.seen.finished = True
 
-    def _whole(self, model: str, tokens: int, reply: Text | Tool) -> None:
+    def _whole(self, model: str, tokens: int, reply: Text | Tool | Tools) -> None:
         message = _message(model, tokens, next(self._numbers))
         if isinstance(reply, Text):
             self.server.api.closing.wait(reply.seconds)
             message["content"] = [{"type": "text", "text": reply.text}]
         else:
-            block = {"type": "tool_use", "id": f"toolu_{message['id']}", "name": reply.name, "input": reply.input}
-            message["content"] = [block]
+            message["content"] = [_block(message, index, call) for index, call in enumerate(_calls(reply))]
         message["stop_reason"] = _stop_reason(reply)
         message["usage"]["output_tokens"] = 20
         self._json(200, message)
@@ -483,14 +492,23 @@ def _message(model: str, tokens: int, number: int) -> dict[str, Any]:
     }
 
 
+def _calls(reply: Reply) -> tuple[Tool, ...]:
+    return reply.calls if isinstance(reply, Tools) else (reply,) if isinstance(reply, Tool) else ()
+
+
+def _block(message: dict[str, Any], index: int, call: Tool) -> dict[str, Any]:
+    number = f"_{index}" if index else ""
+    return {"type": "tool_use", "id": f"toolu_{message['id']}{number}", "name": call.name, "input": call.input}
+
+
 def _pieces(reply: Text) -> list[str]:
     if reply.seconds:
         return re.findall(r"\s*\S+\s*$|\s*\S+", reply.text) or [reply.text]
     return [reply.text[start : start + PIECE] for start in range(0, len(reply.text), PIECE)] or [""]
 
 
-def _stop_reason(reply: Text | Tool) -> str:
-    return "tool_use" if isinstance(reply, Tool) else "end_turn"
+def _stop_reason(reply: Text | Tool | Tools) -> str:
+    return "end_turn" if isinstance(reply, Text) else "tool_use"
 
 
 def _tokens(raw: bytes) -> int:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
 import uuid
 from collections.abc import AsyncGenerator
@@ -21,10 +20,23 @@ from typing import Literal
 import msgspec
 
 from kai.agent import permission
-from kai.agent.backend import SESSION_ID, AgentBackend, AgentDied, Context, Ending, SessionUnknown
+from kai.agent.backend import SESSION_ID, AgentBackend, AgentDied, Context, Ending
+from kai.agent.failures import TOO_LONG, failure, why_it_died
 from kai.agent.process import MAX_LINE, AgentProcess
-from kai.agent.stream import Message, Meter, TurnReader, aborted, errors, over_budget, parse, part, parts, text
-from kai.config.rules import MODEL_NAME
+from kai.agent.questions import Questions
+from kai.agent.stream import (
+    Message,
+    Meter,
+    TurnReader,
+    aborted,
+    commands,
+    errors,
+    models,
+    over_budget,
+    parse,
+    part,
+    text,
+)
 from kai.interfaces import Event, Model, Part
 from kai.lib.log import printable
 
@@ -47,17 +59,10 @@ ENVIRONMENT = {
     "CLAUDE_CODE_MAX_RETRIES": "4",  # delays double from 0.6 s: 9 s of silence at a 401 instead of minutes
     "ENABLE_TOOL_SEARCH": "false",
 }
-LONGEST_REQUEST_ID = 128
-MOST_OPEN, LONGEST_REQUEST = 16, 1 << 20
-"""Questions that wait at the same time, and bytes of one: more is nothing that a person can decide."""
-MOST_MODELS, MOST_COMMANDS, LONGEST_NAME = 50, 500, 64
 SIGNS = frozenset(
     ("system", "stream_event", "assistant", "user", "result", "control_response", "control_request", "tool_progress")
 )
 """Kinds of messages that show that the agent works; waiting for the next try at the model (api_retry) is among them."""
-NO_SESSION = ("No conversation found with session ID", "--resume requires a valid session ID")
-TOO_LONG = f"The agent's answer had a line of more than {MAX_LINE >> 20} MiB."
-COMMAND_NAME = re.compile(r"[A-Za-z0-9_:-]{1,64}")
 Reason = Literal["", "budget", "died"]
 logger = logging.getLogger(__name__)
 
@@ -82,36 +87,6 @@ def request(context: Context) -> Message:
         "environment": {**ENVIRONMENT, **dict(context.environment)},
         "model_door": context.model_door,
     }
-
-
-def failure(result: Message, context: Context) -> str:
-    """A failed turn in a sentence for the user."""
-    told = errors(result)
-    login = f"the operator can run `sudo kai login {context.user}`"
-    if result.get("api_error_status") == 401:
-        if context.model_door:
-            login += ", or put a good key into /etc/credstore/kai-model-key and restart kai-proxy"
-        return f"The model refused the key (401): {told}; {login}."
-    if told.startswith("Not logged in"):
-        return f"The agent is not logged in to a model: {login}."
-    return told or f"The agent failed in the middle of the turn ({text(result, 'subtype') or 'no reason given'})."
-
-
-def why_it_died(status: str, tail: list[str], context: Context) -> AgentDied:
-    """The end of an agent that never took a turn."""
-    if context.session and any(mark in line for line in tail for mark in NO_SESSION):
-        return SessionUnknown(f"The agent no longer knows the session {context.session}.")
-    for line in tail:
-        if line.startswith("kai-inner: "):
-            return AgentDied(f"The agent can't be started: {line.removeprefix('kai-inner: ')}.")
-        if line.startswith("sudo: "):
-            return AgentDied(
-                f"The account of {context.user} doesn't open: {line}; the operator can run `sudo kai users apply`."
-            )
-        if "unknown option" in line:
-            return AgentDied(f"This version of {context.command[0]} doesn't fit to Kai; update it: {line}.")
-    how = f" ({status})" if status else ""
-    return AgentDied("\n".join((f"The agent ended while it started{how}.", *tail)))
 
 
 class _Turn:
@@ -155,9 +130,6 @@ class ClaudeBackend(AgentBackend):
         self._heard = time.monotonic()
         self._models: list[Model] = []
         self._commands: list[str] = []
-        self._open: dict[str, tuple[str, Message]] = {}
-        self._remembered: set[str] = set()
-        self._questions = 0
         self._resumed = self._alive = False
         self._own_turn = self._lifecycle = False
         self._requests = 0
@@ -193,7 +165,7 @@ class ClaudeBackend(AgentBackend):
         self._context = context
         self._session, self._resumed = context.session, bool(context.session)
         self._meter = Meter(resumed=self._resumed)
-        self._remembered = set(context.allowed)
+        self._questions = Questions(context, self._send)
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         try:
             self._process = await AgentProcess.spawn(context.door)
@@ -221,6 +193,7 @@ class ClaudeBackend(AgentBackend):
             yield Event(kind="done", outcome="failed", error="The agent is not running.")
             return
         turn = self._turn = _Turn(begun=not (self._own_turn or self._lifecycle))
+        self._questions.begin()
         content = [{"type": "text", "text": piece.text} for piece in prompt]
         self._send({"type": "user", "uuid": turn.uuid, "message": {"role": "user", "content": content}})
         try:
@@ -233,6 +206,7 @@ class ClaudeBackend(AgentBackend):
             turn.leave()
             if self._turn is turn:
                 self._turn, self._own_turn = None, True  # it goes on without us, and its result is nobody's
+                self._questions.end()
 
     async def interrupt(self) -> None:
         if self._turn and self._alive:  # an idle CLI answers an interrupt and does nothing
@@ -240,15 +214,8 @@ class ClaudeBackend(AgentBackend):
             self._control("interrupt")
 
     async def answer(self, approval: str, *, allow: bool, remember: bool = False, message: str = "") -> None:
-        if approval not in self._open:
-            return
-        request_id, request = self._open.pop(approval)
-        if not allow:
-            self._forbid(request_id, message)
-            return
-        if remember:
-            self._remembered.add(permission.exact(request))
-        self._permit(request_id, request, permission.rules(request) if remember else [])
+        if self._process:
+            self._questions.answer(approval, allow=allow, remember=remember, message=message)
 
     async def close(self) -> Ending:
         self._alive = False
@@ -296,9 +263,11 @@ class ClaudeBackend(AgentBackend):
             case "control_response":
                 self._answered(part(message, "response"))
             case "control_request":
-                await self._asked(text(message, "request_id"), part(message, "request"))
+                turn, asked = self._turn, part(message, "request")
+                listening = turn is not None and turn.begun and not turn.interrupting
+                await self._tell(self._questions.take(text(message, "request_id"), asked, listening=listening))
             case "control_cancel_request":
-                await self._withdraw(text(message, "request_id"))
+                await self._tell(self._questions.withdraw(text(message, "request_id")))
             case "command_lifecycle":
                 await self._step(text(message, "command_uuid"), text(message, "state"))
             case "result":
@@ -306,11 +275,15 @@ class ClaudeBackend(AgentBackend):
             case kind:
                 await self._said(kind, message)
 
+    async def _tell(self, event: Event | None) -> None:
+        if self._turn and event:
+            await self._turn.tell(event)
+
     def _hear(self, message: Message) -> None:
         """Whether this is a sign of life: text that nobody will see, and kinds that nobody knows, are none."""
-        turn = self._turn
+        kind, turn = text(message, "type"), self._turn
         full = turn is not None and turn.reader.full
-        if message.get("type") in SIGNS and not (full and message.get("type") in ("stream_event", "assistant")):
+        if kind in SIGNS and not (full and kind in ("stream_event", "assistant")):
             self._heard = time.monotonic()
 
     async def _said(self, kind: object, message: Message) -> None:
@@ -374,7 +347,7 @@ class ClaudeBackend(AgentBackend):
         self._follow_session(message)
         turn = self._turn
         if turn is None or not turn.begun:
-            logger.info("the agent took a turn of its own")
+            logger.debug("the agent took a turn of its own")
             self._own_turn = False
             if turn and not self._lifecycle:
                 turn.begun = True
@@ -399,7 +372,7 @@ class ClaudeBackend(AgentBackend):
 
     async def _end(self, turn: _Turn, done: Event) -> None:
         self._turn = None
-        self._open.clear()
+        self._questions.end()
         done.text, done.session = turn.reader.text, self._session
         done.cost_usd, self._told_cost = self._meter.sum - self._told_cost, self._meter.sum
         await turn.tell(done)
@@ -424,70 +397,12 @@ class ClaudeBackend(AgentBackend):
         if text(response, "request_id") != "kai-1" or self._ready.done():
             return
         if response.get("subtype") == "success":
-            self._learn(part(response, "response"))
+            told = part(response, "response")
+            self._models, self._commands = models(told), commands(told)
             self._alive = True
             self._ready.set_result(None)
         else:
             self._ready.set_exception(AgentDied(f"The agent refused to start: {text(response, 'error')}"))
-
-    def _learn(self, told: Message) -> None:
-        """What the CLI says at its start of what it offers."""
-        for model in parts(told, "models")[:MOST_MODELS]:
-            name = text(model, "value")
-            if MODEL_NAME.fullmatch(name):
-                title, description = text(model, "displayName"), text(model, "description")
-                self._models.append(Model(name, printable(title, LONGEST_NAME), printable(description, 200)))
-        names = [text(command, "name") for command in parts(told, "commands")[:MOST_COMMANDS]]
-        self._commands = [name for name in names if COMMAND_NAME.fullmatch(name)]
-
-    async def _asked(self, request_id: str, request: Message) -> None:
-        """The agent asks whether it may use a tool; anything else wasn't offered to it."""
-        if text(request, "subtype") != "can_use_tool" or not self._context.ask:
-            self._refuse(request_id)
-            return
-        turn = self._turn
-        if turn is None or not turn.begun or turn.interrupting:
-            self._forbid(request_id, "Nobody can be asked now, so this is denied.")
-        elif len(self._open) >= MOST_OPEN or len(request_id) > LONGEST_REQUEST_ID:
-            self._forbid(request_id, "Too many questions at the same time: ask one after another.")
-        elif len(msgspec.json.encode(request)) > LONGEST_REQUEST:
-            self._forbid(request_id, "This is too long to be shown to the user: do it in smaller steps.")
-        elif permission.exact(request) in self._remembered:
-            self._permit(request_id, request, [])
-        else:
-            self._questions += 1
-            approval = f"q{self._questions}"
-            self._open[approval] = request_id, request
-            await turn.tell(permission.question(request, approval))
-
-    async def _withdraw(self, request_id: str) -> None:
-        for approval, (asked, _) in list(self._open.items()):
-            if asked == request_id:
-                del self._open[approval]
-                if self._turn:
-                    await self._turn.tell(Event(kind="approval", approval=approval, answer="withdrawn"))
-
-    def _permit(self, request_id: str, request: Message, rules: list[Message]) -> None:
-        decision: Message = {"behavior": "allow", "updatedInput": part(request, "input")}
-        if rules:
-            update = {"type": "addRules", "rules": rules, "behavior": "allow", "destination": "session"}
-            decision["updatedPermissions"] = [update]
-        self._decide(request_id, decision)
-
-    def _forbid(self, request_id: str, message: str) -> None:
-        self._decide(request_id, {"behavior": "deny", "message": message or "The user denied this."})
-
-    def _decide(self, request_id: str, decision: Message) -> None:
-        if len(request_id) <= LONGEST_REQUEST_ID:
-            answer = {"subtype": "success", "request_id": request_id, "response": decision}
-            self._send({"type": "control_response", "response": answer})
-
-    def _refuse(self, request_id: str) -> None:
-        """The agent asks for something that was not offered to it; without an answer it would wait for ever."""
-        if len(request_id) > LONGEST_REQUEST_ID:
-            return  # nothing of an honest agent, and what it doesn't read of our answers stays in our memory
-        answer = {"subtype": "error", "request_id": request_id, "error": "Kai does not answer this request."}
-        self._send({"type": "control_response", "response": answer})
 
     def _control(self, subtype: str, **fields: str) -> None:
         self._requests += 1

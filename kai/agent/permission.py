@@ -1,4 +1,4 @@
-"""Claude Code's question whether it may use a tool, read into what a person has to see to decide, and what a yes covers.
+"""Claude Code's question whether it may use a tool: what a person has to see to decide, and what a yes covers.
 
 Whoever wrote the request may want to be misread, so nothing is hidden: characters that nobody sees are shown by their
 numbers, what is left out is counted where it is missing, and no two requests count as the same unless they are.
@@ -29,7 +29,7 @@ NOTHING = "(nothing else is told about it)"
 _UNSEEN = re.compile(  # what counts as printable and yet shows nothing
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
-_RULE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,79}\((?=[^*]*[^*\s/])[^*()\\]{1,300}(?: \*|:\*|/\*\*)?\)")
+_RULE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,79}\((?=[^*()]*[^*()\s/:])[^*()\\]{1,300}(?: \*|:\*|/\*\*)?\)")
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,79}: .+(?<! #[0-9a-f]{32})")
 _ARGUMENT = {
     "Bash": ("command", {"description", "timeout", "run_in_background"}),
@@ -48,7 +48,7 @@ _SHOWN = {
     "NotebookEdit": ("notebook_path", {"new_source"}),
     "ExitPlanMode": ("plan", set[str]()),
 }
-"""Tools whose detail is more than a list of fields: the one that must be there, and those shown with it or not worth it."""
+"""Tools whose detail is more than a list of fields: the one that must be there, and those that the list leaves out."""
 
 
 def question(request: Message, approval: str) -> Event:
@@ -59,7 +59,7 @@ def question(request: Message, approval: str) -> Event:
         kind="approval",
         approval=approval,
         tool=visible(tool[:LONGEST_NAME]),
-        summary=summary(tool, {key: visible(value[:1000]) for key, value in given.items() if isinstance(value, str)}),
+        summary=_summary(tool, given),
         detail=detail(tool, given),
         patterns=patterns(request),
         running=True,
@@ -69,7 +69,7 @@ def question(request: Message, approval: str) -> Event:
 def detail(tool: str, given: Message) -> str:
     """The whole of it, readable: a command, a difference, a text; and its other fields, a line each."""
     main, told = _SHOWN.get(tool, ("", set[str]()))
-    if not isinstance(given.get(main), str):  # a tool that isn't known, or not as it is known
+    if not main or not isinstance(given.get(main), str):  # a tool that isn't known, or not as it is known
         return _readable("\n".join(_fields(given, set()))) or NOTHING
     shown = given[main] if tool in ("Bash", "ExitPlanMode") else "\n".join(_change(tool, given))
     others = "\n".join(_fields(given, {main, *told}))
@@ -112,9 +112,8 @@ def exact(request: Message) -> str:
     if one and len(pattern) <= LONGEST_PATTERN and _PLAIN.fullmatch(pattern) and visible(pattern) == pattern:
         return pattern
     whole = json.dumps([tool, one or given], sort_keys=True)
-    short = summary(tool, {key: value for key, value in given.items() if isinstance(value, str)})
-    shown = visible(f"{tool[:LONGEST_NAME]}: {one or short}"[:LONGEST_PATTERN])[:LONGEST_PATTERN]
-    return f"{shown} #{hashlib.sha256(whole.encode()).hexdigest()[:32]}"
+    shown = f"{visible(tool[:LONGEST_NAME])}: {_summary(tool, given)}"[:LONGEST_PATTERN]
+    return f"{shown.rstrip()} #{hashlib.sha256(whole.encode()).hexdigest()[:32]}"
 
 
 def visible(line: str) -> str:
@@ -122,6 +121,11 @@ def visible(line: str) -> str:
     if line.isprintable() and not _UNSEEN.search(line):
         return line
     return "".join(c if c.isprintable() and not _UNSEEN.match(c) else f"⟨U+{ord(c):04X}⟩" for c in line)
+
+
+def _summary(tool: str, given: Message) -> str:
+    known = {key: value for key, value in given.items() if isinstance(value, str)}
+    return summary(tool, {key: visible(re.sub(r"[\n\t]", " ", value[:1000])) for key, value in known.items()})
 
 
 def _written(rule: Message) -> str:
@@ -164,7 +168,7 @@ def _lines(whole: str) -> list[str]:
 
 
 def _fields(given: Message, told: set[str], depth: int = 0) -> Iterator[str]:
-    """A line for each field that isn't `told` yet; what is inside another is set in, and so are a text's further lines."""
+    """A line for each field that isn't `told` yet; what is inside another and a text's further lines are set in."""
     for key, value in given.items():
         if key not in told:
             name = _ends(key, LONGEST_NAME).replace("\n", " ")

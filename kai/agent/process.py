@@ -165,7 +165,7 @@ class AgentProcess:
         """How the child ended, in words."""
         code = self.child.returncode
         if code is None:
-            return "still running"
+            return "it still runs, but its output is closed"
         with suppress(ValueError):
             if code < 0 or code > 128:
                 return f"ended by {signal.Signals(-code if code < 0 else code - 128).name}"

@@ -23,11 +23,14 @@ from kai.agent.setup import Setup
 from kai.agent.turns import Session, Turns
 from kai.interfaces import Event, Model, ModelList, Part
 from kai.lib.daemon import Daemon
+from kai.lib.store import StoreError
 
 logger = logging.getLogger(__name__)
 INTERRUPT_PATIENCE = 10.0
 """Seconds that an agent gets to obey its own protocol's interrupt before its process is ended."""
 WATCH_PERIOD = 1.0
+SMALLEST_COST = 1e-9
+"""US dollars; what is less comes from adding up."""
 COMMAND = re.compile(r"/([A-Za-z0-9][A-Za-z0-9_:-]*)(?:\s|$)")
 """A slash command; a path (`/etc/hosts says …`) is none."""
 MODELS = "models"
@@ -59,6 +62,9 @@ class Seat:
         self.state = "idle"
         self.killed_before = 0
         self.stuck = False
+        self.payer = self.session
+        self.driving = False
+        self.paid = 0.0
 
     # ---- one turn ----
 
@@ -75,9 +81,11 @@ class Seat:
         self.show("working", live)
         live.last_call = asyncio.get_running_loop().time()
         watch = asyncio.create_task(self._watch(live, backend))
+        self.payer, self.driving = self.session, True
         try:
             done = await self._follow(live, backend, prompt)
         finally:
+            self.driving = False
             watch.cancel()
             self.approvals.close(live)
         if done.text and not live.text:
@@ -98,6 +106,7 @@ class Seat:
             if event.kind == "started" and self.follow_session(event.session):
                 await self.turns.set_session(self.session)  # the next supervisor resumes it, whatever happens to us
         self.follow_session(backend.session)
+        self.paid += done.cost_usd
         return done
 
     def _why_it_died(self, error: str) -> str:
@@ -141,7 +150,8 @@ class Seat:
         except (TimeoutError, AgentDied):
             logger.warning("the agent did not obey the interrupt; its process is ended")
             live.forced = True
-            await self._let_go()
+            self.closing = asyncio.create_task(self._let_go())
+            await asyncio.wait({self.closing})
 
     def follow_session(self, session: str) -> bool:
         """Take over the agent's session id, unless it can't be one; True when it is new."""
@@ -186,7 +196,7 @@ class Seat:
         backend = self.make_backend(self.setup.backend)
         self.killed_before = oom.kills()
         self.daemon.hold()
-        self.backend = backend
+        self.backend, self.paid = backend, 0.0
         starting = asyncio.create_task(backend.start(context))
         try:
             await asyncio.shield(starting)
@@ -226,8 +236,21 @@ class Seat:
             self.stuck = self.stuck or ending == "stuck"
             if ending != "left":
                 self.leave(f"the agent's process was {ending}")
+        if not self.driving:  # else the turn's own end tells all of it
+            await self._pay(backend.cost_usd - self.paid)
         if self.stuck:
             raise AgentDied(STUCK)
+
+    async def _pay(self, rest: float) -> None:
+        """Count what the agent spent on its own since its last turn here, in US dollars."""
+        if rest < SMALLEST_COST:
+            return
+        payer = self.session if self.session.workspace == self.payer.workspace else self.payer
+        payer.cost_usd += rest
+        try:
+            await self.turns.pay(payer, self.setup.today(), rest)
+        except StoreError as error:
+            logger.error("$%.4f that the agent spent are not in the sums: %s", rest, error)
 
     def settle(self) -> None:
         """A turn is over: keep the process for the next one, or let go of a dead one."""

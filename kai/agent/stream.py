@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 import msgspec
 
-from kai.interfaces import Event
+from kai.config.rules import MODEL_NAME
+from kai.interfaces import Event, Model
 from kai.lib.log import printable
 
 MOST_TEXT = 1 << 18
@@ -20,6 +22,14 @@ MOST_TEXT = 1 << 18
 LONGEST_ID = 128
 SUMMARY = 200
 """Characters of a tool call's summary."""
+MOST_MODELS, MOST_COMMANDS, LONGEST_NAME = 50, 500, 64
+MOST_CALLS = 1000
+"""Tool calls of one turn that are remembered as running."""
+MOST_BLOCKS = 1000
+"""Blocks of one message that are compared with what was streamed."""
+MOST_COST = 1e6
+"""US dollars that one result can cost: sums stay numbers."""
+_COMMAND_NAME = re.compile(r"[A-Za-z0-9_:-]{1,64}")
 _SHOWN = {
     "Bash": "command",
     "Read": "file_path",
@@ -89,9 +99,24 @@ def over_budget(result: Message) -> bool:
     return text(result, "subtype") == "error_max_budget_usd" or text(result, "terminal_reason") == "budget_exhausted"
 
 
+def models(told: Message) -> list[Model]:
+    """What the CLI says at its start of the models that it offers."""
+    return [
+        Model(name, printable(text(model, "displayName"), LONGEST_NAME), printable(text(model, "description"), SUMMARY))
+        for model in parts(told, "models")[:MOST_MODELS]
+        if MODEL_NAME.fullmatch(name := text(model, "value"))
+    ]
+
+
+def commands(told: Message) -> list[str]:
+    """What the CLI says at its start of its slash commands."""
+    names = [text(command, "name") for command in parts(told, "commands")[:MOST_COMMANDS]]
+    return [name for name in names if _COMMAND_NAME.fullmatch(name)]
+
+
 def summary(tool: str, given: Message) -> str:
     """One short line that tells what a tool call does."""
-    value = text(given, _SHOWN.get(tool, ""))
+    value = text(given, _SHOWN[tool]) if tool in _SHOWN else ""
     if not value:
         value = next((item for item in given.values() if isinstance(item, str) and item), "")
     return printable(" ".join(value[: 4 * SUMMARY].split()), SUMMARY)
@@ -123,7 +148,7 @@ class Meter:
         else:
             cost = total - before if total >= before else total
         self._total = total
-        cost = max(cost, 0.0)
+        cost = min(max(cost, 0.0), MOST_COST)
         self.sum += cost
         return cost
 
@@ -136,7 +161,6 @@ class TurnReader:
     """
 
     def __init__(self) -> None:
-        self.api_error = ""
         self._pieces: list[str] = []
         self._length = 0
         self._gap = False
@@ -180,7 +204,8 @@ class TurnReader:
             case "content_block_start":
                 block = part(event, "content_block")
                 if block.get("type") == "text":
-                    self._streamed.append([])
+                    if len(self._streamed) < MOST_BLOCKS:
+                        self._streamed.append([])
                     self._gap = True
                     return self._stream(text(block, "text"))
             case "content_block_delta":
@@ -192,6 +217,8 @@ class TurnReader:
         return []
 
     def _stream(self, piece: str) -> list[Event]:
+        if not piece or self.full:
+            return []
         self._streamed[-1].append(piece)
         return self._emit(piece)
 
@@ -199,8 +226,7 @@ class TurnReader:
         body = part(message, "message")
         blocks = parts(body, "content")
         if message.get("is_api_error_message") is True:
-            self.api_error = " ".join(text(block, "text") for block in blocks).strip()
-            return []
+            return []  # the result says it too
         if text(body, "id") != self._message:
             self._streamed.clear()
         found: list[Event] = []
@@ -237,8 +263,11 @@ class TurnReader:
     def _tool(self, block: Message) -> Event:
         name = printable(text(block, "name"), 80)
         line = summary(name, part(block, "input"))
-        self._tools[text(block, "id")[:LONGEST_ID]] = name, line
-        return Event(kind="tool", call=text(block, "id")[:LONGEST_ID], tool=name, summary=line, running=True)
+        call = text(block, "id")[:LONGEST_ID]
+        if len(self._tools) >= MOST_CALLS:
+            del self._tools[next(iter(self._tools))]
+        self._tools[call] = name, line
+        return Event(kind="tool", call=call, tool=name, summary=line, running=True)
 
     def _tool_results(self, body: Message) -> list[Event]:
         found = []

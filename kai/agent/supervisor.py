@@ -165,8 +165,7 @@ class Supervisor:
         session, limit = self.seat.session, float(self.setup.value("budget"))
         try:
             if session.cost_usd >= limit:
-                error = budget.spent(session.cost_usd, limit, self._ceiling)
-                return Event(kind="done", outcome="failed", reason="budget", error=error)
+                return Event(kind="done", outcome="failed", reason="budget")
             return await self.seat.drive(live, prompt)
         except (AgentDied, Misconfigured, ConfigError, WorkspaceError) as error:
             return Event(kind="done", outcome="failed", error=str(error))
@@ -207,6 +206,8 @@ class Supervisor:
             done.outcome, done.error = "interrupted", forced if live.forced else ""
         elif live.overdue and done.outcome != "ok":
             done.outcome, done.error = "failed", f"{live.overdue} {forced if live.forced else ''}".strip()
+        elif done.reason == "budget":
+            done.error = ""  # the agent's words for what is said below
         notes = [done.error[:LONGEST_ERROR]]  # an agent's own words may be megabytes
         if live.cut:
             notes.append(f"The answer was longer than {MOST_TEXT} characters; the rest is cut.")
@@ -214,13 +215,10 @@ class Supervisor:
         done.error = " ".join(note for note in notes if note)
 
     def _budget_note(self, done: Event) -> str:
-        session, limit = self.seat.session, float(self.setup.value("budget"))
-        refused = done.reason == "budget" and not done.cost_usd
+        session, (limit, source) = self.seat.session, self.setup.effective("budget")
         if session.cost_usd >= limit or done.reason == "budget":
-            if not refused:
-                done.error = "" if done.reason == "budget" else done.error
             session.warned_usd = limit
-            return "" if refused else budget.spent(session.cost_usd, limit, self._ceiling)
+            return budget.spent(session.cost_usd, limit, self._ceiling, source=source)
         if session.cost_usd >= budget.WARNED_AT * limit and session.warned_usd != limit:
             session.warned_usd = limit
             return budget.nearly(session.cost_usd, limit)

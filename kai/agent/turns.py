@@ -213,6 +213,15 @@ class Turns:
 
     # ---- costs ----
 
+    async def pay(self, session: Session, day: date, usd: float) -> None:
+        """Store a cost that is no turn's; the session's sum has it already."""
+
+        def work(db: sqlite3.Connection) -> None:
+            _store_session(db, session)
+            _spend(db, day, usd, turns=0)
+
+        await self.store.write(work)
+
     async def cost(self, day: date) -> tuple[float, float]:
         """US dollars spent on this day and in its month."""
         rows = await self.store.read(

@@ -59,6 +59,8 @@ class Engine:
     costly: str
     """Costs more than `budget` US dollars."""
     budget: float
+    ends_tools: bool = True
+    """Whether an interrupt ends the processes of a tool; else only the end of the control group does."""
 
 
 Start = Callable[[Context], Awaitable[AgentBackend]]
@@ -79,13 +81,8 @@ async def interrupt(backend: AgentBackend, asked: Event) -> None:
 ALLOW, DENY = decision(allow=True), decision(allow=False, message="not today")
 
 
-async def converse(
-    backend: AgentBackend, prompt: str, *, decide: Decide = DENY, stop_at: str = "", before: str = ""
-) -> list[Event]:
-    """All events of one turn, checked. It is interrupted when `stop_at` shows up in a text or a tool's summary.
-
-    `before` is what the turn may have said already: for turns that a process began and another one ends.
-    """
+async def converse(backend: AgentBackend, prompt: str, *, decide: Decide = DENY, stop_at: str = "") -> list[Event]:
+    """All events of one turn, checked. It is interrupted when `stop_at` shows up in a text or a tool's summary."""
     found: list[Event] = []
     async with aclosing(backend.turn([Part(kind="text", text=prompt)])) as turn:  # type: ignore[type-var]
         async for event in turn:
@@ -168,8 +165,9 @@ class BackendContract:
 
         async def one(given: Context) -> AgentBackend:
             made.append(engine.make())
-            await made[-1].start(given)
-            return made[-1]
+            backend = made[-1]
+            await backend.start(given)
+            return backend
 
         yield one
         for backend in made:
@@ -196,17 +194,13 @@ class BackendContract:
         (process,) = children()
         for words in ("first", "second", "third"):
             assert (await converse(backend, engine.say(words)))[-1].text.strip() == words
-        assert children() == [process]
-        listed = (await converse(backend, engine.history))[-1].text
-        assert listed.index("first") < listed.index("second") < listed.index("third")
-
-    async def test_a_prompt_of_several_parts_is_one_prompt(self, engine: Engine, start: Start) -> None:
-        backend = await start(engine.context)
-        parts = [Part(kind="text", text=engine.say("in the")), Part(kind="text", text="second part")]
+        parts = [Part(kind="text", text=engine.say("in two")), Part(kind="text", text="parts")]
         found = [event async for event in backend.turn(parts)]
         check(found)
         assert found[-1].outcome == "ok"
-        assert "second part" in (await converse(backend, engine.history))[-1].text
+        assert children() == [process]
+        listed = (await converse(backend, engine.history))[-1].text
+        assert listed.index("second") < listed.index("third") < listed.index("in two") < listed.index("parts")
 
     async def test_a_second_turn_at_the_same_time_is_a_fault(self, engine: Engine, start: Start) -> None:
         backend = await start(engine.context)
@@ -224,6 +218,7 @@ class BackendContract:
             began, ended = (event for event in found if event.kind == "tool")
             assert (began.running, ended.running) == (True, False)
             assert (began.tool, began.summary) == ("Bash", f"echo {word}; pwd")
+            assert not questions(found)
             assert word in found[-1].text
             assert str(engine.context.workspace) in found[-1].text
             calls.add(began.call)
@@ -244,22 +239,20 @@ class BackendContract:
         assert f"PATH={theirs['HOME']}/.local/bin:/usr/local/bin:/usr/bin:/bin" in lines
         assert {"4", "5"} & {line.strip() for line in lines}, "more files are open than 0, 1, 2 and what ls opens"
 
-    async def test_a_slash_command_is_a_turn(self, engine: Engine, start: Start) -> None:
-        backend = await start(engine.context)
-        assert engine.command.split()[0].removeprefix("/") in backend.commands
-        await converse(backend, engine.say("before"))
-        done = (await converse(backend, engine.command))[-1]
-        assert done.outcome == "ok"
-        assert done.text
-        assert (await converse(backend, engine.say("after")))[-1].text.strip() == "after"
-
-    async def test_models_and_commands_are_known_from_the_start(self, engine: Engine, start: Start) -> None:
+    async def test_models_and_commands_are_known_from_the_start_and_a_command_is_a_turn(
+        self, engine: Engine, start: Start
+    ) -> None:
         backend = await start(engine.context)
         assert backend.models
         assert all(model.name for model in backend.models)
         assert len({model.name for model in backend.models}) == len(backend.models)
         assert backend.commands
         assert not any(name.startswith("/") for name in backend.commands)
+        assert engine.command.split()[0].removeprefix("/") in backend.commands
+        done = (await converse(backend, engine.command))[-1]
+        assert done.outcome == "ok"
+        assert done.text
+        assert (await converse(backend, engine.say("after")))[-1].text.strip() == "after"
 
     # ---- sessions ----
 
@@ -303,20 +296,26 @@ class BackendContract:
 
     # ---- interrupts ----
 
-    async def test_an_interrupt_ends_a_text_and_keeps_what_was_said(self, engine: Engine, start: Start) -> None:
+    async def test_an_interrupt_ends_a_text_and_means_nothing_while_nothing_runs(
+        self, engine: Engine, start: Start
+    ) -> None:
         backend = await start(engine.context)
+        await backend.interrupt()
+        assert (await converse(backend, engine.say("one")))[-1].outcome == "ok"
         began = time.monotonic()
         done = (await converse(backend, engine.slow, stop_at="word"))[-1]
         assert time.monotonic() - began < LONGEST_STOP
         assert done.outcome == "interrupted"
         assert done.text.startswith("word")
+        await backend.interrupt()
         assert (await converse(backend, engine.say("still here")))[-1].text.strip() == "still here"
 
     async def test_an_interrupt_ends_a_tool_and_its_processes(self, engine: Engine, start: Start) -> None:
         backend = await start(engine.context)
         found = await converse(backend, engine.run("echo begin; exec sleep 86753"), stop_at="sleep 86753")
         assert found[-1].outcome == "interrupted"
-        await until(lambda: not running("86753"))
+        if engine.ends_tools:
+            await until(lambda: not running("86753"))
         assert (await converse(backend, engine.say("still here")))[-1].text.strip() == "still here"
 
     async def test_an_interrupt_takes_an_open_question_back(self, engine: Engine, start: Start) -> None:
@@ -331,13 +330,6 @@ class BackendContract:
         assert (await converse(backend, engine.say("still here")))[-1].text.strip() == "still here"
         assert not (engine.context.workspace / "asked").exists()
 
-    async def test_an_interrupt_while_nothing_runs_changes_nothing(self, engine: Engine, start: Start) -> None:
-        backend = await start(engine.context)
-        await backend.interrupt()
-        assert (await converse(backend, engine.say("one")))[-1].outcome == "ok"
-        await backend.interrupt()
-        assert (await converse(backend, engine.say("two")))[-1].outcome == "ok"
-
     async def test_an_interrupt_in_the_first_instant_counts(self, engine: Engine, start: Start) -> None:
         backend = await start(engine.context)
         turn = asyncio.create_task(converse(backend, engine.slow))
@@ -347,8 +339,9 @@ class BackendContract:
 
     # ---- approvals ----
 
-    async def test_what_is_allowed_once_is_done_once(self, engine: Engine, start: Start) -> None:
+    async def test_what_is_allowed_once_is_done_once_and_asked_anew(self, engine: Engine, start: Start) -> None:
         backend = await start(changed(engine.context, ask=True))
+        ids = set()
         for word in ("first", "second"):
             found = await converse(backend, engine.run(f"echo {word} >> made"), decide=ALLOW)
             (asked,) = questions(found)
@@ -356,28 +349,9 @@ class BackendContract:
             assert asked.summary
             assert asked.patterns
             assert found[-1].outcome == "ok"
+            ids.add(asked.approval)
+        assert len(ids) == 2
         assert (engine.context.workspace / "made").read_text().split() == ["first", "second"]
-
-    async def test_what_is_denied_is_not_done_and_the_agent_learns_why(self, engine: Engine, start: Start) -> None:
-        backend = await start(changed(engine.context, ask=True))
-        found = await converse(backend, engine.run("touch made"), decide=DENY)
-        assert len(questions(found)) == 1
-        assert (found[-1].outcome, "not today" in found[-1].text) == ("ok", True)
-        assert not (engine.context.workspace / "made").exists()
-
-    async def test_two_questions_one_after_another_are_two(self, engine: Engine, start: Start) -> None:
-        backend = await start(changed(engine.context, ask=True))
-        (first,) = questions(await converse(backend, engine.run("touch a"), decide=ALLOW))
-        (second,) = questions(await converse(backend, engine.run("touch b"), decide=DENY))
-        assert first.approval != second.approval
-        assert sorted(path.name for path in engine.context.workspace.glob("?")) == ["a"]
-
-    async def test_a_file_to_be_written_is_shown_as_a_change(self, engine: Engine, start: Start) -> None:
-        backend = await start(changed(engine.context, ask=True))
-        path = engine.context.workspace / "letter"
-        (asked,) = questions(await converse(backend, engine.write(path, "dear all"), decide=ALLOW))
-        assert asked.detail.splitlines() == [str(path), "+dear all"]
-        assert path.read_text() == "dear all"
 
     async def test_what_is_remembered_is_not_asked_again_and_everything_else_is(
         self, engine: Engine, start: Start
@@ -400,12 +374,12 @@ class BackendContract:
     async def test_what_is_remembered_stands_for_what_was_shown_and_no_more(self, engine: Engine, start: Start) -> None:
         given = changed(engine.context, ask=True)
         backend = await start(given)
-        shown = ("python3 -c 'print(2*3)'", "python3 -c 'print(1)' 'x) Bash(python3 *'")
+        shown = ("./tool 2*3", './tool "x) Bash(./other y"')  # neither a wildcard, nor the end of a rule
+        others = ("./tool 2 and 3", './other y"', "./other y", "./tool")
         allowed: list[str] = []
         for command in shown:
             found = await converse(backend, engine.run(command), decide=decision(allow=True, remember=True))
             allowed += questions(found)[0].patterns
-        others = ("python3 -c 'print(2);print(3)'", "python3 -c 'print(7)'", "python3 -c 'print(7)' 'x'")
         for command in others:
             assert questions(await converse(backend, engine.run(command))), f"{command} ran unasked"
         await backend.close()
@@ -415,7 +389,7 @@ class BackendContract:
         for command in shown:
             assert not questions(await converse(again, engine.run(command)))
 
-    async def test_its_own_memory_is_written_unasked_and_nothing_beside_it(
+    async def test_its_own_memory_is_written_unasked_and_any_other_file_is_shown_as_a_change(
         self, engine: Engine, start: Start, tmp_path: Path
     ) -> None:
         memory, beside = tmp_path / "memory", tmp_path / "memory-of-bob"
@@ -425,16 +399,17 @@ class BackendContract:
         assert not questions(await converse(backend, engine.write(memory / "MEMORY.md", "likes tea")))
         assert (memory / "MEMORY.md").read_text() == "likes tea"
         for path in (beside / "MEMORY.md", memory / "../memory-of-bob/MEMORY.md"):
-            assert questions(await converse(backend, engine.write(path, "likes tea")))
+            (asked,) = questions(await converse(backend, engine.write(path, "likes tea")))
+            assert Path(asked.detail.splitlines()[0]).resolve() == beside / "MEMORY.md"
         assert not list(beside.iterdir())
+        letter = engine.context.workspace / "letter"
+        (asked,) = questions(await converse(backend, engine.write(letter, "dear all"), decide=ALLOW))
+        assert asked.detail.splitlines() == [str(letter), "+dear all"]
+        assert letter.read_text() == "dear all"
 
-    async def test_without_asking_everything_is_done(self, engine: Engine, start: Start) -> None:
-        backend = await start(engine.context)
-        found = await converse(backend, engine.run("touch made"))
-        assert not questions(found)
-        assert (engine.context.workspace / "made").exists()
-
-    async def test_an_answer_counts_once_and_to_a_question_that_is_open(self, engine: Engine, start: Start) -> None:
+    async def test_what_is_denied_is_not_done_and_the_agent_learns_why_and_no_second_answer_counts(
+        self, engine: Engine, start: Start
+    ) -> None:
         backend = await start(changed(engine.context, ask=True))
         await backend.answer("q1", allow=True)
 
@@ -444,7 +419,7 @@ class BackendContract:
             await backend.answer(asked.approval, allow=True, remember=True)
 
         found = await converse(backend, engine.run("touch made"), decide=twice)
-        assert "not today" in found[-1].text
+        assert (found[-1].outcome, "not today" in found[-1].text) == ("ok", True)
         await backend.answer(questions(found)[0].approval, allow=True, remember=True)
         assert questions(await converse(backend, engine.run("touch made")))
         assert not (engine.context.workspace / "made").exists()
@@ -465,7 +440,7 @@ class BackendContract:
     async def test_closing_in_the_middle_of_a_turn_ends_it_once(self, engine: Engine, start: Start) -> None:
         backend = await start(engine.context)
         turn = asyncio.create_task(converse(backend, engine.silent))
-        await asyncio.sleep(0.5)
+        await until(lambda: backend.session)
         began = time.monotonic()
         assert await backend.close() == "killed"
         assert time.monotonic() - began < 10
@@ -492,7 +467,7 @@ class BackendContract:
         backend = await start(engine.context)
         await converse(backend, engine.say("before the end"))
         turn = asyncio.create_task(converse(backend, engine.silent))
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(0.2)
         for process in children():
             os.kill(process, signal.SIGKILL)
         done = (await asyncio.wait_for(turn, 10))[-1]
@@ -533,14 +508,14 @@ class BackendContract:
         backend = await start(engine.context)
         speaking = asyncio.create_task(converse(backend, engine.slow))
         began = time.monotonic()
-        await until(lambda: backend.heard > began + 1)
+        await until(lambda: backend.heard > began + 0.6)
         await backend.interrupt()
         await speaking
         silent = asyncio.create_task(converse(backend, engine.silent))
-        await asyncio.sleep(1)
+        await asyncio.sleep(0.8)
         before = backend.heard
-        await asyncio.sleep(1.5)
-        assert backend.heard == before < time.monotonic() - 1.5
+        await asyncio.sleep(0.8)
+        assert backend.heard == before < time.monotonic() - 0.8
         await backend.interrupt()
         assert (await silent)[-1].outcome == "interrupted"
         assert backend.heard > before

@@ -1,4 +1,4 @@
-"""The backend drives the real Claude Code CLI, and a scripted model answers it."""
+"""What is Claude Code's own, with the real CLI and a scripted model; what all promise is in backend_contract.py."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from kai.agent.backend import Context, SessionUnknown
+from kai.agent.backend import Context
 from kai.agent.claude import ClaudeBackend
 from kai.demo.launcher import python
+from kai.interfaces import Event, Part
 from tests import claude_cli
-from tests.messages_api import MessagesAPI, Reply, Text, Tool, Turn
-from tests.process.agents import alive, changed, context, events, running, talk
+from tests.messages_api import MessagesAPI, Reply, Text, Tool, Tools, Turn
+from tests.process.agents import changed, context, events, running, talk
 from tests.process.door import KEY, Door
 
 Start = Callable[[Context], Awaitable[ClaudeBackend]]
@@ -34,7 +35,6 @@ def api() -> Iterator[MessagesAPI]:
 def claude(tmp_path: Path, api: MessagesAPI, monkeypatch: pytest.MonkeyPatch) -> Context:
     for name, value in python()[1].items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("KAI_TEST_MARK", "of the supervisor")
     program = os.fspath(claude_cli.path())
     return context(tmp_path, program, ANTHROPIC_BASE_URL=api.address, ANTHROPIC_API_KEY=KEY)
 
@@ -54,81 +54,6 @@ async def start() -> AsyncIterator[Start]:
         await backend.close()
 
 
-async def test_an_answer_streams_and_costs(claude: Context, start: Start) -> None:
-    backend = await start(claude)
-    assert (backend.alive, backend.session, backend.cost_usd) == (True, "", 0.0)
-    first = await events(backend, "say: one two three four five six seven")
-    assert first[0].kind == "started"
-    assert not first[0].resumed
-    pieces = [event.text for event in first if event.kind == "text"]
-    assert len(pieces) > 1
-    assert "".join(pieces) == first[-1].text == "one two three four five six seven"
-    second = await talk(backend, "say: again")
-    assert (second.outcome, second.session) == ("ok", backend.session)
-    assert backend.cost_usd == pytest.approx(first[-1].cost_usd + second.cost_usd)
-    assert first[-1].cost_usd > 0 < second.cost_usd
-
-
-async def test_a_tool_really_runs_and_sees_nothing_of_the_supervisor(claude: Context, start: Start) -> None:
-    backend = await start(claude)
-    found = await events(backend, "run: pwd; env; ls /proc/self/fd | wc -l")
-    command = "pwd; env; ls /proc/self/fd | wc -l"
-    tools = [(event.tool, event.summary, event.running) for event in found if event.kind == "tool"]
-    assert tools == [("Bash", command, True), ("Bash", command, False)]
-    assert str(claude.workspace) in found[-1].text
-    assert "of the supervisor" not in found[-1].text
-    assert "PYTHON" not in found[-1].text
-    assert f"PATH={dict(claude.environment)['HOME']}/.local/bin:/usr/local/bin:/usr/bin:/bin" in found[-1].text
-
-
-async def test_a_session_goes_on_in_a_new_process_with_new_instructions(claude: Context, start: Start) -> None:
-    first = await start(changed(claude, system_prompt="Instructions of the first start."))
-    assert "of the first start" in (await talk(first, "echo-system")).text
-    before = (await talk(first, "say: remembered")).cost_usd
-    commands = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in running(claude.command[0])]
-    assert commands
-    assert not any(b"Instructions" in command for command in commands)
-    await first.close()
-    again = changed(claude, session=first.session, system_prompt="Instructions of the second start.")
-    second = await start(again)
-    found = await events(second, "echo-system")
-    assert found[0].resumed
-    assert "of the second start" in found[-1].text
-    assert "of the first start" not in found[-1].text
-    assert second.session == first.session
-    assert found[-1].cost_usd < 2 * before
-    assert "say: remembered" in (await talk(second, "echo-history")).text
-
-
-async def test_an_interrupt_ends_the_answer_and_the_same_process_goes_on(claude: Context, start: Start) -> None:
-    backend = await start(claude)
-    began = time.monotonic()
-    stopped = (await events(backend, "slow: 20 " + "word " * 100, stop_at="word"))[-1]
-    assert time.monotonic() - began < 5
-    assert (stopped.outcome, stopped.error) == ("interrupted", "")
-    assert stopped.text.startswith("word")
-    assert (await talk(backend, "say: still here")).text == "still here"
-    await backend.interrupt()  # nothing runs: nothing happens
-    assert (await talk(backend, "say: and here")).text == "and here"
-
-
-async def test_an_interrupt_in_the_first_instant_counts(claude: Context, start: Start) -> None:
-    backend = await start(claude)
-    turn = asyncio.create_task(talk(backend, "slow: 20 " + "word " * 100))
-    await asyncio.sleep(0)
-    await backend.interrupt()
-    assert (await asyncio.wait_for(turn, 5)).outcome == "interrupted"
-
-
-async def test_an_interrupt_ends_a_tool_with_its_processes(claude: Context, start: Start) -> None:
-    backend = await start(claude)
-    found = await events(backend, "run: echo begin; exec sleep 98765", stop_at="sleep 98765")
-    assert found[-1].outcome == "interrupted"
-    async with asyncio.timeout(5):
-        while running("98765"):
-            await asyncio.sleep(0.05)
-
-
 async def test_a_refused_key_is_told_within_seconds_and_names_the_remedy(claude: Context, start: Start) -> None:
     given = dict(claude.environment) | {"ANTHROPIC_API_KEY": "wrong"}
     backend = await start(changed(claude, environment=tuple(given.items())))
@@ -144,48 +69,6 @@ async def test_an_agent_without_any_login_says_so(claude: Context, start: Start)
     given = {name: value for name, value in claude.environment if name != "ANTHROPIC_API_KEY"}
     backend = await start(changed(claude, environment=tuple(given.items())))
     assert "not logged in to a model: the operator can run `sudo kai login alice`" in (await talk(backend, "hi")).error
-
-
-async def test_a_session_that_is_gone_is_told_apart(claude: Context, start: Start) -> None:
-    for session in ("11111111-1111-4111-8111-111111111111", "nonsense"):
-        with pytest.raises(SessionUnknown):
-            await start(changed(claude, session=session))
-
-
-async def test_an_agent_that_is_killed_fails_its_turn_and_its_session_goes_on(claude: Context, start: Start) -> None:
-    backend = await start(claude)
-    await talk(backend, "say: before")
-    turn = asyncio.create_task(talk(backend, "hang"))
-    await asyncio.sleep(0.3)
-    (pid,) = running(claude.command[0])
-    os.kill(pid, signal.SIGKILL)
-    done = await turn
-    assert done.outcome == "failed"
-    assert "ended in the middle of the turn (ended by SIGKILL)" in done.error
-    assert not backend.alive
-    again = await start(changed(claude, session=backend.session))
-    assert "say: before" in (await talk(again, "echo-history")).text
-
-
-async def test_closing_ends_the_agent_whatever_it_does(claude: Context, start: Start) -> None:
-    idle = await start(claude)
-    await talk(idle, "say: x")
-    (pid,) = running(claude.command[0])
-    began = time.monotonic()
-    await idle.close()
-    assert time.monotonic() - began < 1.5
-    assert not alive(pid)
-    busy = await start(claude)
-    turn = asyncio.create_task(talk(busy, "run: echo begin; exec sleep 87654"))
-    async with asyncio.timeout(10):
-        while not running("87654"):
-            await asyncio.sleep(0.05)
-    began = time.monotonic()
-    await busy.close()
-    assert time.monotonic() - began < 6
-    assert (await turn).outcome == "failed"
-    assert not running("87654")
-    await busy.close()
 
 
 async def test_a_repository_has_no_say_unless_it_is_trusted(claude: Context, start: Start) -> None:
@@ -205,6 +88,138 @@ async def test_a_repository_has_no_say_unless_it_is_trusted(claude: Context, sta
     )
     await talk(trusting, "say: trusted")
     assert mark.exists()
+
+
+async def test_closing_ends_a_tool_with_its_processes(claude: Context, start: Start) -> None:
+    backend = await start(claude)
+    turn = asyncio.create_task(talk(backend, "run: echo begin; exec sleep 87654"))
+    async with asyncio.timeout(10):
+        while not running("87654"):
+            await asyncio.sleep(0.05)
+    began = time.monotonic()
+    await backend.close()
+    assert time.monotonic() - began < 6
+    assert (await turn).outcome == "failed"
+    assert not running("87654")
+
+
+# ---- approvals ----
+
+
+def scripted(api: MessagesAPI, **replies: Reply) -> None:
+    """What the model calls when the user's text is that name."""
+
+    def rule(turn: Turn) -> Reply | None:
+        return replies.get(turn.user) if turn.tool_result is None else None
+
+    api.rules.append(rule)
+
+
+async def asked(backend: ClaudeBackend, prompt: str, *, allow: bool = False, remember: bool = False) -> list[Event]:
+    """The questions of one turn, each answered at once; then its end."""
+    found = []
+    async for event in backend.turn([Part(kind="text", text=prompt)]):
+        if event.kind == "approval" and event.running:
+            await backend.answer(event.approval, allow=allow, remember=remember, message="not today")
+        if event.kind in ("approval", "done"):
+            found.append(event)
+    return found
+
+
+async def test_an_edit_is_shown_as_a_difference_and_a_notebook_as_its_cell(
+    claude: Context, start: Start, api: MessagesAPI
+) -> None:
+    poem, book = claude.workspace / "poem", claude.workspace / "book.ipynb"
+    poem.write_text("roses\nare\nred\n")
+    cell: dict[str, object] = {
+        "cell_type": "code",
+        "id": "c1",
+        "source": "x",
+        "metadata": {},
+        "outputs": [],
+        "execution_count": None,
+    }
+    book.write_text(json.dumps({"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+    edit = {"file_path": str(poem), "old_string": "are\nred", "new_string": "are\nblue", "replace_all": True}
+    scripted(
+        api,
+        look=Tools((Tool("Read", {"file_path": str(poem)}), Tool("Read", {"file_path": str(book)}))),
+        edit=Tool("Edit", edit),
+        cell=Tool("NotebookEdit", {"notebook_path": str(book), "cell_id": "c1", "new_source": "y"}),
+    )
+    backend = await start(changed(claude, ask=True))
+    assert (await asked(backend, "look"))[0].kind == "done"
+    question, _ = await asked(backend, "edit", allow=True)
+    assert question.detail.splitlines() == [str(poem), " are", "-red", "+blue", "replace_all: true"]
+    assert poem.read_text() == "roses\nare\nblue\n"
+    question, _ = await asked(backend, "cell")
+    assert question.detail.splitlines()[:2] == [str(book), "+y"]
+    assert "cell_id: c1" in question.detail
+
+
+async def test_a_directory_or_a_host_is_remembered_as_the_cli_proposes_it(
+    claude: Context, start: Start, api: MessagesAPI
+) -> None:
+    scripted(
+        api,
+        passwd=Tool("Read", {"file_path": "/etc/passwd"}),
+        hosts=Tool("Read", {"file_path": "/etc/hosts"}),
+        root=Tool("Read", {"file_path": "/var/lib/dpkg/status"}),
+        web=Tool("WebFetch", {"url": "http://127.0.0.1:9/", "prompt": "p"}),
+        search=Tool("WebSearch", {"query": "kai"}),
+    )
+    given = changed(claude, ask=True)
+    backend = await start(given)
+    question, _ = await asked(backend, "passwd", allow=True, remember=True)
+    assert question.patterns == ["Read(//etc/**)"]
+    assert [event.kind for event in await asked(backend, "hosts")] == ["done"]
+    assert (await asked(backend, "web"))[0].patterns == ["WebFetch(domain:127.0.0.1)"]
+    assert (await asked(backend, "search"))[0].patterns == ["WebSearch: kai"]  # `WebSearch` would be any search
+    again = await start(changed(given, allowed=tuple(question.patterns)))
+    assert [event.kind for event in await asked(again, "hosts")] == ["done"]
+    assert len(await asked(again, "root")) == 2
+
+
+async def test_characters_that_hide_are_shown_and_never_part_of_a_rule(claude: Context, start: Start) -> None:
+    backend = await start(changed(claude, ask=True))
+    question, _ = await asked(backend, "run: touch a\u202etxt.exe")
+    assert question.detail == "touch a⟨U+202E⟩txt.exe"
+    (pattern,) = question.patterns
+    assert pattern.startswith("Bash: touch a⟨U+202E⟩txt.exe #")
+
+
+async def test_tools_called_at_once_are_each_asked_for_and_taken_back_together(
+    claude: Context, start: Start, api: MessagesAPI
+) -> None:
+    files = [Tool("Read", {"file_path": f"/etc/{name}"}) for name in ("passwd", "group", "hosts")]
+    shells = [Tool("Bash", {"command": f"touch {name}", "description": "d"}) for name in ("a", "b")]
+    scripted(api, all=Tools((*files, *shells)))
+    backend = await start(changed(claude, ask=True))
+    *questions, done = await asked(backend, "all", allow=True)
+    assert [question.tool for question in questions] == ["Read", "Read", "Read", "Bash", "Bash"]
+    assert (len({question.approval for question in questions}), done.outcome) == (5, "ok")
+    open_now: set[str] = set()
+    async for event in backend.turn([Part(kind="text", text="all")]):
+        if event.kind == "approval" and event.running:
+            open_now.add(event.approval)
+            asyncio.get_running_loop().call_later(0.3, lambda: asyncio.ensure_future(backend.interrupt()))
+        elif event.kind == "approval":
+            open_now.remove(event.approval)
+    assert (event.kind, event.outcome, open_now) == ("done", "interrupted", set())
+
+
+async def test_a_list_to_choose_from_comes_back_to_the_agent_as_to_be_asked_in_words(
+    claude: Context, start: Start, api: MessagesAPI
+) -> None:
+    options = [{"label": "a", "description": "A"}, {"label": "b", "description": "B"}]
+    choice = {"question": "Which?", "header": "h", "multiSelect": False, "options": options}
+    scripted(api, choose=Tool("AskUserQuestion", {"questions": [choice]}))
+    backend = await start(changed(claude, ask=True))
+    (done,) = await asked(backend, "choose")
+    assert "end your turn with the question" in done.text
+
+
+# ---- turns of its own ----
 
 
 @pytest.mark.parametrize("busy", ["talking", "in a tool"])

@@ -8,6 +8,7 @@ import signal
 import stat
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from pathlib import Path
@@ -17,9 +18,10 @@ import pytest
 from kai.agent import claude
 from kai.agent.backend import AgentDied, Context
 from kai.agent.claude import ClaudeBackend
+from kai.agent.questions import MOST_OPEN
 from kai.agent.stream import MOST_TEXT
 from kai.demo.launcher import python
-from kai.interfaces import Part
+from kai.interfaces import Event, Part
 from tests.process.agents import alive, changed, context, events, running, talk
 
 BEGIN = """
@@ -38,6 +40,17 @@ def text(words):
     say({"type": "assistant", "message": {"id": "m", "content": [{"type": "text", "text": words}]}})
 def result():
     say({"type": "result", "subtype": "success", "is_error": False, "result": "", "total_cost_usd": 0.25})
+def ask(name, command="ls"):
+    given = {"subtype": "can_use_tool", "tool_name": "Bash", "input": {"command": command}}
+    say({"type": "control_request", "request_id": name, "request": given})
+def cancel(name):
+    say({"type": "control_cancel_request", "request_id": name})
+def decision():
+    response = hear()["response"]
+    return response["request_id"] + " " + response.get("response", {}).get("behavior", "error")
+def unheard():
+    import select
+    return not select.select([0], [], [], 0.3)[0]
 """
 Make = Callable[[str], Context]
 
@@ -250,3 +263,203 @@ async def test_a_sudo_that_refuses_names_the_remedy(agent: Make, backend: Claude
     sudo.chmod(sudo.stat().st_mode | stat.S_IXUSR)
     with pytest.raises(AgentDied, match=r"account of alice doesn't open: sudo: a password.*`sudo kai users apply`"):
         await backend.start(changed(agent(""), door=(os.fspath(sudo), "-n")))
+
+
+# ---- questions ----
+
+
+async def asked(backend: ClaudeBackend, *, allow: bool = True) -> tuple[list[Event], Event]:
+    """One turn with every question answered; the approval events, and the end."""
+    found = []
+    async for event in backend.turn([Part(kind="text", text="x")]):
+        if event.kind == "approval":
+            found.append(event)
+            if event.running:
+                await backend.answer(event.approval, allow=allow)
+    return found, event
+
+
+async def test_a_hundred_thousand_questions_cost_no_memory_and_end_with_one_done(
+    agent: Make, backend: ClaudeBackend
+) -> None:
+    script = """
+begin(); hear()
+for n in range(100_000): ask(f"r{n}", f"ls {n}")
+result()
+while hear()["type"] != "user": pass
+say({"type": "control_request", "request_id": "again", "request": {}})
+text(decision()); result(); hear()"""
+    await backend.start(changed(agent(script), ask=True))
+    before = resident()
+    found = await events(backend, "x")
+    assert len([event for event in found if event.kind == "approval"]) == MOST_OPEN
+    assert found[-1].outcome == "ok"
+    assert resident() - before < 12
+    assert (await talk(backend, "y")).text == "again error"
+
+
+async def test_a_listener_that_answers_everything_is_asked_everything(agent: Make, backend: ClaudeBackend) -> None:
+    script = """
+begin(); hear()
+for n in range(2000):
+    ask(f"r{n}", f"ls {n}")
+    assert decision() == f"r{n} allow"
+text("all answered"); result(); hear()"""
+    await backend.start(changed(agent(script), ask=True))
+    before = resident()
+    found, done = await asked(backend)
+    assert (len(found), done.outcome, done.text) == (2000, "ok", "all answered")
+    assert len({event.approval for event in found}) == 2000
+    assert max(len(event.approval) for event in found) <= 12
+    assert resident() - before < 16
+
+
+@pytest.mark.parametrize("kind", ["ask", "cancel"])
+async def test_ids_of_megabytes_are_passed_over(agent: Make, backend: ClaudeBackend, kind: str) -> None:
+    script = f"begin(); hear()\nfor n in range(100): {kind}('i' * (4 << 20))\ntext(str(unheard())); result(); hear()"
+    await backend.start(changed(agent(script), ask=True))
+    before = resident()
+    found, done = await asked(backend)
+    assert (found, done.outcome, done.text) == ([], "ok", "True")
+    assert resident() - before < 64
+
+
+async def test_a_question_of_megabytes_is_denied_unseen(agent: Make, backend: ClaudeBackend) -> None:
+    script = "begin(); hear(); ask('a', 'x' * ((16 << 20) - 300)); text(decision()); result(); hear()"
+    await backend.start(changed(agent(script), ask=True))
+    found, done = await asked(backend)
+    assert (found, done.text) == ([], "a deny")
+
+
+async def test_between_turns_nobody_is_asked_and_nothing_waits(agent: Make, backend: ClaudeBackend) -> None:
+    script = """
+begin()
+for n in range(3):
+    ask("before")
+    early = decision()
+    open(f"told {n}", "w").close()
+    hear()
+    text(early)
+    result()
+hear()"""
+    given = changed(agent(script), ask=True)
+    await backend.start(given)
+    for n in range(3):
+        async with asyncio.timeout(5):
+            while not (given.workspace / f"told {n}").exists():
+                await asyncio.sleep(0.01)
+        found, done = await asked(backend)
+        assert (found, done.text) == ([], "before deny")
+
+
+async def test_a_question_that_is_open_at_the_end_of_its_turn_is_denied(agent: Make, backend: ClaudeBackend) -> None:
+    script = """
+begin()
+for n in range(2):
+    hear(); ask("a"); result(); late = decision()
+hear(); text(late); result(); hear()"""
+    await backend.start(changed(agent(script), ask=True))
+    for _ in range(2):
+        found = await events(backend, "x")
+        (question,) = (event for event in found if event.kind == "approval")
+        await asyncio.sleep(0.2)
+        await backend.answer(question.approval, allow=True, remember=True)
+    assert (await talk(backend, "x")).text == "a deny"
+
+
+async def test_a_turn_that_nobody_follows_any_more_leaves_no_question_open(agent: Make, backend: ClaudeBackend) -> None:
+    script = "begin(); hear(); ask('a'); told = decision(); result(); hear(); text(told); result(); hear()"
+    await backend.start(changed(agent(script), ask=True))
+    async with aclosing(backend.turn([Part(kind="text", text="x")])) as turn:
+        assert (await anext(turn)).kind == "approval"
+    assert (await talk(backend, "y")).text == "a deny"
+
+
+async def test_the_same_id_twice_and_ids_of_nobody_get_one_answer(agent: Make, backend: ClaudeBackend) -> None:
+    script = """
+begin(); hear()
+for name in ("nobody", "", "kai-1"): cancel(name)
+ask("a", "ls"); ask("a", "rm -rf /"); cancel("b"); text("asked")
+text(decision() + " " + str(unheard()))
+cancel("a"); result(); hear()"""
+    await backend.start(changed(agent(script), ask=True))
+    asked = []
+    async for event in backend.turn([Part(kind="text", text="x")]):
+        if event.kind == "approval":
+            asked.append(event)
+        elif event.text == "asked":
+            for _ in range(2):
+                await backend.answer(asked[0].approval, allow=True)
+    assert [question.detail for question in asked] == ["ls"]
+    assert event.text == "asked\n\na allow True"
+
+
+async def test_what_is_taken_back_is_withdrawn_and_its_answer_goes_nowhere(agent: Make, backend: ClaudeBackend) -> None:
+    script = "begin(); hear(); ask('a'); cancel('a'); cancel('a'); text(str(unheard())); result(); hear()"
+    await backend.start(changed(agent(script), ask=True))
+    found = await events(backend, "x")
+    approvals = [event for event in found if event.kind == "approval"]
+    assert [event.answer for event in approvals] == ["", "withdrawn"]
+    await backend.answer(approvals[0].approval, allow=True)
+    assert (found[-1].outcome, found[-1].text) == ("ok", "True")
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"type": "control_request"},
+        {"type": "control_request", "request_id": 7, "request": [1]},
+        {"type": "control_request", "request_id": "r", "request": {"subtype": ["can_use_tool"]}},
+        {
+            "type": "control_request",
+            "request_id": "r",
+            "request": {"subtype": "can_use_tool", "tool_name": 7, "input": 7},
+        },
+        {"type": "control_request", "request": {"subtype": "can_use_tool", "input": {"": [[[[[[{}]]]]]]}}},
+        {"type": "control_cancel_request"},
+        {"type": "control_cancel_request", "request_id": {}},
+        {"type": "control_response", "response": 7},
+        {"type": ["control_request"]},
+        {"type": {}},
+    ],
+)
+async def test_questions_of_wrong_types_do_no_harm(agent: Make, backend: ClaudeBackend, broken: object) -> None:
+    script = f"begin(); hear()\nfor n in range(3): say({broken!r})\ntext('fine'); result(); hear()"
+    await backend.start(changed(agent(script), ask=True))
+    _, done = await asked(backend)
+    assert (done.outcome, done.text) == ("ok", "fine")
+    assert backend.alive
+
+
+async def test_pieces_and_calls_without_end_cost_no_memory(agent: Make, backend: ClaudeBackend) -> None:
+    script = """
+begin(); hear()
+def event(**inner): return json.dumps({"type": "stream_event", "event": inner}).encode()
+start = event(type="content_block_start", content_block={"type": "text", "text": ""})
+piece = event(type="content_block_delta", delta={"type": "text_delta", "text": "x" * 1000})
+for n in range(60_000): say(piece)
+for n in range(60_000): say(start)
+for n in range(60_000):
+    block = {"type": "tool_use", "id": f"{n:0128}", "name": "n" * 100, "input": {"a": "b" * 500}}
+    say({"type": "assistant", "message": {"id": "m", "content": [block]}})
+result(); time.sleep(60)"""
+    await backend.start(agent(script))
+    before = resident()
+    async with aclosing(backend.turn([Part(kind="text", text="x")])) as turn:  # not kept in a list: only the reader's
+        events = Counter([event.kind async for event in turn])
+    assert events["done"] == 1
+    assert resident() - before < 24
+
+
+async def test_a_price_that_is_no_price_stays_a_number(agent: Make, backend: ClaudeBackend) -> None:
+    script = """
+begin()
+for cost in (1e308, 1e308, -1e308, "free", None, True):
+    hear()
+    used = {"model_usage_since_last_result": {"m": {"costUSD": cost}}}
+    say({"type": "result", "subtype": "success", "is_error": False, "result": "x", **used})
+hear()"""
+    await backend.start(agent(script))
+    costs = [(await talk(backend, "x")).cost_usd for _ in range(6)]
+    assert costs == [1e6, 1e6, 0, 0, 0, 0]
+    assert backend.cost_usd == 2e6

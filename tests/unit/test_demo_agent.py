@@ -192,18 +192,19 @@ def test_a_session_is_resumed_by_another_process_even_after_a_kill(start: Any) -
     assert result["result"] == "1. remember the blue one\n2. slow 100\n3. history\n"
 
 
-def test_an_unknown_session_is_an_error_result_and_status_1(start: Any) -> None:
+def test_an_unknown_session_is_an_error_result_and_status_1_before_any_input(start: Any) -> None:
     driver = start("--resume", UNKNOWN)
-    result = driver.turn("hi")
+    (result,) = driver.messages()
     text = f"No conversation found with session ID: {UNKNOWN}"
     assert (result["subtype"], result["is_error"], result["errors"]) == ("error_during_execution", True, [text])
-    assert driver.close() == 1
+    assert driver.process.wait(SECONDS) == 1
     assert driver.errors().strip() == text
 
 
 def test_a_session_id_cannot_name_a_file_elsewhere(start: Any, tmp_path: Path) -> None:
     (tmp_path / "secret.jsonl").write_text('{"role": "user", "text": "x"}\n', encoding="utf-8")
-    assert start("--resume", "../secret").turn("history")["is_error"] is True
+    (result,) = start("--resume", "../secret").messages()
+    assert result["is_error"] is True
 
 
 def test_a_session_id_in_use_is_refused(start: Any) -> None:

@@ -17,8 +17,8 @@ import pytest
 from kai.agent import claude
 from kai.agent.backend import AgentDied, Context, SessionUnknown
 from kai.agent.claude import ClaudeBackend
-from kai.agent.process import AgentProcess, LineSplitter
-from kai.agent.stream import MOST_TEXT, Meter, TurnReader, parse, summary
+from kai.agent.process import AgentProcess
+from kai.agent.stream import MOST_TEXT
 from kai.interfaces import Event, Part
 
 CAPTURES = Path(__file__).parent / "captures"
@@ -156,6 +156,7 @@ async def test_blocks_of_a_turn_come_once_and_are_set_apart_by_a_blank_line(play
     events = await turn(backend)
     command = "echo hi-from-bash; id -un; pwd; env | cut -d= -f1 | sort | tr '\\n' ' '"
     assert tools(events) == [("Bash", command, True), ("Bash", command, False)]
+    assert len({event.call for event in events if event.kind == "tool"} - {""}) == 1
     assert events[-1].text.startswith("I'll run that.\n\nTool said: ")
     assert events[-1].text.count("I'll run that.") == 1
     order = [event.kind for event in events]
@@ -204,9 +205,10 @@ async def test_a_budget_that_is_used_up_fails_the_turn_in_the_agents_words(play:
     crossing = (await turn(backend))[-1]
     assert (crossing.outcome, crossing.text) == ("failed", "Echo[5 msgs]: two")
     assert crossing.error == "Reached maximum budget ($0.06)"
+    assert crossing.reason == "budget"
     assert crossing.cost_usd == pytest.approx(0.048532)
     refused = (await turn(backend))[-1]
-    assert (refused.outcome, refused.text, refused.cost_usd) == ("failed", "", 0.0)
+    assert (refused.outcome, refused.reason, refused.text, refused.cost_usd) == ("failed", "budget", "", 0.0)
 
 
 async def test_a_refused_key_names_the_command_that_helps(play: Any) -> None:
@@ -414,6 +416,107 @@ async def test_a_request_of_the_agent_is_refused_and_does_not_hang(play: Any) ->
     assert player.sent[-1]["response"]["subtype"] == "error"
 
 
+ASK = {"subtype": "can_use_tool", "tool_name": "Bash", "input": {"command": "ls"}}
+
+
+def question(name: str = "theirs") -> dict[str, Any]:
+    return {"type": "control_request", "request_id": name, "request": ASK}
+
+
+async def test_a_question_waits_for_its_answer_and_is_no_end_of_the_turn(play: Any) -> None:
+    backend, player = await play([], replace(ask=True))
+    events = backend.turn([Part(kind="text", text="x")])
+    waiting = asyncio.ensure_future(anext(events))
+    await asyncio.sleep(0)
+    player.say(question())
+    asked = await waiting
+    assert (asked.kind, asked.tool, asked.detail, asked.running) == ("approval", "Bash", "ls", True)
+    await backend.answer(asked.approval, allow=False, message="no")
+    assert player.sent[-1]["response"]["response"] == {"behavior": "deny", "message": "no"}
+    player.say(GOOD)
+    assert [event.kind async for event in events] == ["started", "text", "done"]
+
+
+async def test_a_question_after_an_interrupt_or_of_a_turn_of_its_own_is_denied(play: Any) -> None:
+    backend, player = await play([], replace(ask=True))
+    player.say({"type": "system", "subtype": "init", "session_id": "s"})
+    player.say(question("of its own"))
+    await asyncio.sleep(0.01)
+    assert player.sent[-1]["response"]["response"]["behavior"] == "deny"
+    waiting = asyncio.create_task(turn(backend))
+    await asyncio.sleep(0)
+    player.say(question("while ours waits"))
+    await asyncio.sleep(0.01)
+    assert player.sent[-1]["response"]["request_id"] == "while ours waits"
+    assert player.sent[-1]["response"]["response"]["behavior"] == "deny"
+    for _ in range(2):
+        player.say(GOOD)
+    assert [event.kind for event in await waiting] == ["started", "text", "done"]
+    events = asyncio.create_task(turn(backend))
+    await asyncio.sleep(0)
+    await backend.interrupt()
+    player.say(question("too late"))
+    player.say({"type": "result", "subtype": "error_during_execution", "is_error": True})
+    assert [event.kind for event in await events] == ["started", "done"]
+    late = player.sent[-1]["response"]
+    assert (late["request_id"], late["response"]["behavior"]) == ("too late", "deny")
+
+
+async def test_an_agent_that_does_not_ask_gets_no_way_to_and_one_that_does_gets_its_rules(play: Any) -> None:
+    _, player = await play([], replace(allowed=("Bash(ls *)",), memory=Path("/m")))
+    words = player.sent[0]["command"]
+    assert words[words.index("--permission-mode") + 1] == "bypassPermissions"
+    assert not {"--permission-prompt-tool", "--allowedTools", "--add-dir", "--max-budget-usd"} & set(words)
+    allowed = ("Bash(ls *)", "Bash(2*3)", "Bash(x) Bash(*)", "Write: /a", "--dangerous")
+    _, player = await play([], replace(ask=True, allowed=allowed, memory=Path("/m"), budget_usd=0.5))
+    words = player.sent[0]["command"]
+    assert words[words.index("--permission-mode") + 1] == "default"
+    assert words[words.index("--permission-prompt-tool") + 1] == "stdio"
+    begin = words.index("--allowedTools") + 1
+    assert words[begin : begin + 4] == ["Bash(ls *)", "Read(//m/**)", "Edit(//m/**)", "Write(//m/**)"]
+    assert words[begin + 4].startswith("--")
+    assert words[words.index("--add-dir") + 1] == "/m"
+    assert words[words.index("--max-budget-usd") + 1] == "0.500000"
+
+
+@pytest.mark.parametrize(
+    ("line", "sign"),
+    [
+        ({"type": "stream_event", "event": {}}, True),
+        ({"type": "system", "subtype": "api_retry"}, True),
+        ({"type": "tool_progress"}, True),
+        ({"type": "assistant", "message": {}}, True),
+        ({"type": "keep_alive"}, False),
+        ({"type": "from the future"}, False),
+        ({"type": ["assistant"]}, False),
+        (b"noise", False),
+        (b"", False),
+    ],
+)
+async def test_noise_is_no_sign_of_life(play: Any, line: dict[str, Any] | bytes, sign: bool) -> None:
+    backend, player = await play([])
+    before = backend.heard
+    await asyncio.sleep(0.01)
+    player.say(line)
+    await asyncio.sleep(0.01)
+    assert (backend.heard > before) is sign
+
+
+async def test_text_past_what_anybody_sees_is_no_sign_of_life(play: Any) -> None:
+    backend, player = await play([])
+    events = asyncio.create_task(turn(backend))
+    await asyncio.sleep(0)
+    player.say(whole("x" * MOST_TEXT))
+    await asyncio.sleep(0.01)
+    before = backend.heard
+    await asyncio.sleep(0.01)
+    player.say(whole("and more"))
+    await asyncio.sleep(0.01)
+    assert backend.heard == before
+    player.say(GOOD)
+    assert len((await events)[-1].text) == MOST_TEXT
+
+
 async def test_a_result_line_that_was_too_long_fails_the_turn_and_says_so(play: Any) -> None:
     backend, player = await play([])
     done = [event async for event in talk(backend, player, whole("part"), b"too long")][-1]
@@ -441,7 +544,7 @@ async def test_death_in_a_turn_tells_the_exit_and_the_last_words(play: Any) -> N
     player.errors = ["out of memory"]
     player.end("ended by SIGKILL")
     done = (await events)[-1]
-    assert (done.outcome, done.text) == ("failed", "part")
+    assert (done.outcome, done.reason, done.text) == ("failed", "died", "part")
     assert done.error == "The agent ended in the middle of the turn (ended by SIGKILL).\nout of memory"
     assert not backend.alive
     assert (await turn(backend))[-1].error == "The agent is not running."
@@ -490,74 +593,3 @@ def replace(**fields: Any) -> Context:
     import msgspec
 
     return msgspec.structs.replace(CONTEXT, **fields)
-
-
-# ---- the pieces ----
-
-
-def test_text_that_never_ends_is_cut() -> None:
-    reader = TurnReader()
-    for _ in range(20):
-        reader.take(whole("x" * (MOST_TEXT // 10)))
-    assert len(reader.text) == MOST_TEXT
-
-
-def test_a_block_streamed_in_part_is_completed_by_its_whole() -> None:
-    reader = TurnReader()
-    events = [{"type": "message_start", "message": {"id": "m"}}]
-    events.append({"type": "content_block_start", "content_block": {"type": "text", "text": ""}})
-    events.append({"type": "content_block_delta", "delta": {"type": "text_delta", "text": "one "}})
-    for event in events:
-        reader.take({"type": "stream_event", "event": event})
-    assert [event.text for event in reader.take(whole("one two"))] == ["two"]
-
-
-def test_a_message_that_broke_off_and_comes_whole_is_a_block_of_its_own() -> None:
-    reader = TurnReader()
-    start = {"type": "message_start", "message": {"id": "first"}}
-    delta = {"type": "content_block_delta", "delta": {"type": "text_delta", "text": "hal"}}
-    for event in (start, {"type": "content_block_start", "content_block": {"type": "text"}}, delta):
-        reader.take({"type": "stream_event", "event": event})
-    reader.take(whole("half and whole"))
-    assert reader.text == "hal\n\nhalf and whole"
-
-
-@pytest.mark.parametrize(
-    ("tool", "given", "line"),
-    [
-        ("Bash", {"description": "d", "command": "pytest -q\n  -x"}, "pytest -q -x"),
-        ("Edit", {"file_path": "/a/b.py", "old_string": "x"}, "/a/b.py"),
-        ("Grep", {"pattern": "def ", "path": "/a"}, "def"),
-        ("mcp__kai__echo", {"n": 7, "text": "hi"}, "hi"),
-        ("Read", {"file_path": 7}, ""),
-        ("Bash", {"command": "\x1b[31mred" + "y" * 500}, " [31mred" + "y" * 191 + "…"),
-    ],
-)
-def test_a_tool_call_is_told_in_one_short_line(tool: str, given: dict[str, Any], line: str) -> None:
-    assert summary(tool, given) == line
-
-
-def test_costs_of_an_older_cli_that_resumes_begin_with_the_second_result() -> None:
-    meter = Meter(resumed=True)
-    assert meter.add({"total_cost_usd": 3.0}) == 0.0
-    assert meter.add({"total_cost_usd": 3.5}) == 0.5
-    assert meter.add({"total_cost_usd": 0.25}) == 0.25  # it began anew
-    assert meter.add({"total_cost_usd": float("nan")}) == 0.0
-
-
-@pytest.mark.parametrize("step", [1, 3, 1000])
-def test_lines_are_cut_the_same_however_they_arrive(step: int) -> None:
-    data = b"one\n\ntwo\n" + b"z" * 50 + b"\nthree\nrest"
-    splitter = LineSplitter(limit=20)
-    lines: list[bytes | None] = []
-    for at in range(0, len(data), step):
-        lines += splitter.feed(data[at : at + step])
-        assert len(splitter.rest) <= 20
-    assert lines == [b"one", b"", b"two", None, b"three"]
-    assert bytes(splitter.rest) == b"rest"
-
-
-def test_only_an_object_is_a_message() -> None:
-    assert parse(b'{"a":1}\r') == {"a": 1}
-    assert parse(b"7") is None
-    assert parse(b"") is None
