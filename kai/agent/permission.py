@@ -34,6 +34,8 @@ _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,79}: .+(?<! #[0-9a-f]{32})")
 _ARGUMENT = {
     "Bash": ("command", {"description", "timeout", "run_in_background"}),
     "Read": ("file_path", {"offset", "limit", "pages"}),
+    "Edit": ("file_path", {"old_string", "new_string", "replace_all"}),
+    "MultiEdit": ("file_path", {"edits"}),
     "Write": ("file_path", {"content"}),
     "NotebookEdit": ("notebook_path", {"cell_id", "cell_type", "edit_mode", "new_source"}),
     "WebFetch": ("url", {"prompt"}),

@@ -6,14 +6,18 @@ import asyncio
 import logging
 from collections.abc import Collection
 
-from telegram.error import TelegramError
+from telegram.error import RetryAfter, TelegramError
 
-from kai.bot.api import Api
+from kai.bot.api import Api, seconds
 from kai.bot.message import plain
 from kai.bot.tables import InboxRow
 from kai.lib.store import Store, StoreError
 
 MARK = "👀"
+MARKS_AT_A_TIME = 2
+"""A hundred marks at once would hold up what is urgent, such as an answer to /stop."""
+NOTE_PERIOD = 3.0
+"""Seconds between two edits of a note: they share their flood limit with the answers."""
 logger = logging.getLogger(__name__)
 
 
@@ -26,6 +30,7 @@ class Places:
         self.wanted: dict[str, tuple[int, str]] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}
         self.marks: set[asyncio.Task[None]] = set()
+        self.few = asyncio.Semaphore(MARKS_AT_A_TIME)
 
     async def open(self) -> None:
         for user, chat, message in await self.store.read("SELECT user, chat, message FROM notes"):
@@ -62,11 +67,15 @@ class Places:
         try:
             while user in self.wanted:
                 chat, text = self.wanted.pop(user)
+                pause = NOTE_PERIOD
                 try:
                     await self._show(user, chat, text)
+                except RetryAfter as error:
+                    self.wanted.setdefault(user, (chat, text))
+                    pause = seconds(error) + NOTE_PERIOD
                 except (TelegramError, StoreError) as error:
                     logger.info("place note: %s", error)
-                await asyncio.sleep(1)
+                await asyncio.sleep(pause)
         finally:
             del self.tasks[user]
 
@@ -88,7 +97,8 @@ class Places:
 
     async def _mark(self, row: InboxRow, emoji: str | None) -> None:
         try:
-            await self.api.react(row.chat, row.message, emoji)
+            async with self.few:
+                await self.api.react(row.chat, row.message, emoji)
         except TelegramError as error:
             logger.info("waiting mark: %s", error)
 

@@ -26,8 +26,10 @@ from kai.lib.store import StoreError
 
 EDIT_PERIOD, LONGEST_PERIOD = 1.5, 12.0
 """Seconds between two edits of a growing message in one chat (S3), and what flood limits make of it at the most."""
-RELAXATION = 0.9
-"""By how much the period shrinks again at each edit that Telegram takes."""
+BACK_OFF, RELAXATION, FORGIVEN = 3.0, 0.99, 60.0
+"""By what the period is multiplied when Telegram asks to wait, and at each edit that it takes; after so many seconds
+without an edit all is forgotten. So a long turn's edits come just below the limit, not at it, and there is room for
+the one that matters: with 20 edits a minute the answer, or "stopped", has to wait in one case of a hundred."""
 FAULT_PAUSE = 1.0
 CLOSE_PATIENCE = 5.0
 """Seconds that a send gets to end when the bot is told to stop: cut off, nobody would know whether it arrived."""
@@ -197,14 +199,16 @@ class Chat:
         body = growing.body()
         if body == self.shown.get(inbox):
             return
-        self.next_edit = asyncio.get_running_loop().time() + self.period
+        time = asyncio.get_running_loop().time()
+        if time - self.next_edit > FORGIVEN:
+            self.period = EDIT_PERIOD
+        self.next_edit = time + self.period
         try:
             await self.api.edit(self.id, message, body)
         except RetryAfter as error:
             growing.waits = True
             self._flooded("edit", error)
-            # Edits at the very limit would leave no room for the one that matters, the answer's.
-            self.period = min(2 * self.period, LONGEST_PERIOD)
+            self.period = min(BACK_OFF * self.period, LONGEST_PERIOD)
             self.next_edit = self.not_before["edit"] + self.period
         except TelegramError as error:
             logger.info("growing text not shown: %s", error)

@@ -131,6 +131,10 @@ class Agent:
 
     def serve(self) -> int:
         """Take turns until the input ends; the exit status is that of the last turn."""
+        if self.resumed and not self.session.exists():
+            error = f"No conversation found with session ID: {self.session.id}"
+            self.result(began=time.monotonic(), errors=[error])
+            fail(error)
         while self.waiting or not self.input.eof:
             if self.waiting:
                 taken, self.waiting = self.waiting, []
@@ -182,16 +186,9 @@ class Agent:
         if subtype == "initialize":
             self.instructions = str(request.get("appendSystemPrompt", self.instructions))
             models = [{"value": value, "displayName": name, "description": told} for value, name, told in MODELS]
-            answer = {
-                "commands": [
-                    {"name": name, "description": told, "argumentHint": "", "builtin": True}
-                    for name, told in COMMANDS.items()
-                ],
-                "agents": [],
-                "output_style": "default",
-                "models": models,
-                "account": {},
-            }
+            about = {"argumentHint": "", "builtin": True}
+            commands = [{"name": name, "description": told, **about} for name, told in COMMANDS.items()]
+            answer = {"commands": commands, "agents": [], "output_style": "default", "models": models, "account": {}}
             answer |= {"pid": os.getpid(), "current_permission_mode": self.mode}
         elif subtype == "set_model":
             self.model = str(request.get("model") or MODEL)
@@ -200,13 +197,8 @@ class Agent:
             self.mode = str(request.get("mode", self.mode))
             answer = {"mode": self.mode}
         elif subtype != "interrupt":
-            error = {"error": f"Unsupported control request subtype: {subtype}"}
-            refusal = {
-                "subtype": "error",
-                "request_id": request_id,
-                **error,
-                "error_code": "unsupported_request",
-            }
+            error = {"error": f"Unsupported control request subtype: {subtype}", "error_code": "unsupported_request"}
+            refusal = {"subtype": "error", "request_id": request_id, **error}
             self.out.emit({"type": "control_response", "response": refusal})
             return
         success = {"subtype": "success", "request_id": request_id, "response": answer}
@@ -215,10 +207,6 @@ class Agent:
 
     def take(self, text: str) -> None:
         """Run one turn; it ends with exactly one result."""
-        if self.resumed and not self.session.exists():
-            error = f"No conversation found with session ID: {self.session.id}"
-            self.result(began=time.monotonic(), errors=[error])
-            fail(error)
         text = text.strip()
         command = text.split()[0] if text else ""
         local = command.startswith("/") and command[1:] in COMMANDS

@@ -84,9 +84,9 @@ class Chat:
         return int(status.partition(f"{what}:")[2].split()[0]) / 1024
 
     def books(self, query: str) -> list[tuple[Any, ...]]:
-        """Rows of the database of a supervisor that isn't there."""
+        """Look into, or change, the database of a supervisor that isn't there."""
         assert self.launcher.pid(self.unit) is None
-        with closing(sqlite3.connect(self.base / "state/turns.db")) as db:
+        with closing(sqlite3.connect(self.base / "state/turns.db")) as db, db:
             return db.execute(query).fetchall()
 
     # ---- the agent ----
@@ -186,7 +186,7 @@ class Together:
             name = _name(scenario)
             ids = [re.sub(r"\W+", "-", str(case[0])) for case in cases]
             for word, case in zip(ids, cases, strict=True):
-                self.scenarios[name, word] = lambda chats, case=case: scenario(chats, *case)
+                self.scenarios[name, word] = _with(scenario, case)
 
             async def test(begun: Begun, case: str) -> None:
                 await begun[name, case]
@@ -215,3 +215,7 @@ class Together:
 
 def _name(scenario: Scenario) -> str:
     return str(scenario.__name__)
+
+
+def _with(scenario: Scenario, case: tuple[Any, ...]) -> Scenario:
+    return lambda chats: scenario(chats, *case)

@@ -21,6 +21,8 @@ COST = 0.25
 """US dollars that each turn costs."""
 NEXT = Path("next-start")
 """In the workspace: how the next start of the agent goes wrong."""
+SAVING = Path("saving")
+"""In the workspace: the way that the agent goes when it is to save its memory."""
 rest = b""
 
 
@@ -80,7 +82,10 @@ class Agent:
 
     def take(self, message: dict[str, Any]) -> None:
         self.begin(str(message.get("uuid", "")))
-        way, *arguments = message["message"]["content"][0]["text"].split()
+        prompt = message["message"]["content"][0]["text"]
+        if prompt.startswith("[Kai] This session ends now") and SAVING.exists():
+            prompt = SAVING.read_text()
+        way, *arguments = prompt.split()
         WAYS.get(way, Agent.answer)(self, *arguments)
 
     def begin(self, uuid: str) -> None:
@@ -96,7 +101,8 @@ class Agent:
 
     def result(self, **more: Any) -> None:
         self.taken += 1
-        end = {"subtype": "success", "is_error": False, "result": "", "total_cost_usd": COST * self.taken}
+        cost = {"total_cost_usd": COST * self.taken, "model_usage_since_last_result": {"x": {"costUSD": COST}}}
+        end = {"subtype": "success", "is_error": False, "result": "", **cost}
         say(type="result", session_id=self.id, **{**end, **more})
         say(type="command_lifecycle", command_uuid=self.uuid, state="completed")
 
@@ -111,14 +117,22 @@ class Agent:
                 return self.interrupted()
 
     def told_to_stop(self) -> bool:
-        message = hear(0)
-        return bool(message and message["type"] == "control_request" and self.control(message))
+        """Whether there is an interrupt in what has come so far."""
+        while message := hear(0):
+            if message["type"] == "control_request" and self.control(message):
+                return True
+        return False
 
     # ---- the ways ----
 
     def answer(self, *_: str) -> None:
         self.text(f"this is turn {self.turn}")
         self.result()
+
+    def lingering(self) -> None:
+        """The answer, and then a second in which nothing is seen, not even the end of input."""
+        self.answer()
+        time.sleep(1)
 
     def silent(self) -> None:
         self.obey()
@@ -279,7 +293,21 @@ FLOODS: dict[str, Callable[[int], bytes]] = {
 WAYS: dict[str, Callable[..., None]] = {
     name: getattr(Agent, name)
     for name in (
-        *("silent", "half", "trickle", "deaf", "immortal", "tool", "ask", "exit", "kill", "mute", "garble", "twice"),
+        *(
+            "lingering",
+            "silent",
+            "half",
+            "trickle",
+            "deaf",
+            "immortal",
+            "tool",
+            "ask",
+            "exit",
+            "kill",
+            "mute",
+            "garble",
+            "twice",
+        ),
         *("unasked", "children", "next", "flood"),
     )
 }
@@ -287,13 +315,12 @@ WAYS: dict[str, Callable[..., None]] = {
 
 def main() -> None:
     agent = Agent()
-    if NEXT.exists():
-        way = NEXT.read_text()
-        NEXT.unlink()
-        if way == "exit":
-            sys.exit("no licence for this machine")
-        while way == "never":
-            time.sleep(60)
+    way = NEXT.read_text() if NEXT.exists() else ""
+    NEXT.unlink(missing_ok=True)
+    if way == "exit":
+        sys.exit("no licence for this machine")
+    while way == "never":
+        time.sleep(60)
     agent.serve()
 
 

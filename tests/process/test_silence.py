@@ -21,7 +21,7 @@ from kai.agent.seat import Seat
 from kai.agent.setup import Setup
 from kai.agent.supervisor import Supervisor
 from kai.agent.turns import Turns
-from kai.interfaces import Event, Part, Start, Stop
+from kai.interfaces import Event, NewSession, Part, Start, Stop
 from kai.lib.daemon import Daemon
 from kai.lib.peers import BOT, Peer
 from kai.lib.varlink import Busy
@@ -30,7 +30,7 @@ from .agents import running
 
 AGENT = Path(__file__).with_name("misbehaving.py")
 PEER = Peer(os.geteuid(), os.getpid(), frozenset({BOT}))
-TIMEOUT = 2
+TIMEOUT = 1
 SILENT = f"The agent said nothing for {TIMEOUT} s (timeout) and was interrupted."
 Make = Callable[..., Awaitable["Here"]]
 RESUMES = "It did not obey, so its process was ended; your next message resumes the session."
@@ -123,6 +123,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who doesn't obey is given up after a second, and not after ten or more."""
     monkeypatch.setattr("kai.agent.seat.INTERRUPT_PATIENCE", 1.0)
     monkeypatch.setattr("kai.agent.process.PATIENCE", (0.5, 0.5, 0.5))
+    monkeypatch.setattr("kai.agent.supervisor.SAVE_PATIENCE", 1.0)
+    monkeypatch.setattr("kai.agent.supervisor.INTERRUPT_PATIENCE", 1.0)
 
 
 # ---- silence ----
@@ -186,6 +188,68 @@ async def test_a_question_ends_with_its_turn(make: Make) -> None:
     assert (await turn).outcome == "interrupted"
     assert not here.seat.approvals.timers
     assert (await here.say("hello")).text == "this is turn 2"
+
+
+async def test_results_without_end_are_one_answer_that_fills_no_journal_and_the_next_turn_can_be_stopped(
+    make: Make, impatient: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    here = await make()
+    done = await here.say("flood results")
+    assert (done.outcome, done.text) == ("ok", "a ghost")
+    turn = here.begin("hello")
+    await here.until("working")
+    await asyncio.sleep(0.3)
+    await here.stop()
+    done = await turn
+    assert (done.outcome, done.error) == ("interrupted", RESUMES)
+    assert not here.processes()
+    assert len(caplog.records) < 20
+
+
+# ---- the turn in which memory is saved ----
+
+
+@pytest.mark.parametrize(
+    ("way", "note"),
+    [
+        ("silent", "The agent took too long for it."),
+        ("immortal", "The agent took too long for it."),
+        ("exit 3", "The agent could not save its memory: The agent ended in the middle of the turn (exit status 3)."),
+    ],
+)
+async def test_a_session_ends_though_its_memory_is_not_saved(make: Make, impatient: None, way: str, note: str) -> None:
+    here = await make()
+    (here.directory / "alice/work/saving").write_text(way)
+    assert (await here.say("hello")).text == "this is turn 1"
+    ended = await here.supervisor.new_session(PEER, NewSession("1.new"))
+    assert not ended.saved
+    assert ended.note.startswith(note)
+    again = here.begin("hello")
+    while not again.done():
+        assert len(here.processes()) <= 1
+        await asyncio.sleep(0.01)
+    if way == "exit 3":
+        assert isinstance(again.exception(), Busy)
+        await here.restart()
+        again = here.begin("hello")
+    assert (await again).text == "this is turn 1"
+
+
+async def test_saving_memory_is_stopped_like_a_turn_and_nothing_else_begins_meanwhile(make: Make) -> None:
+    here = await make()
+    (here.directory / "alice/work/saving").write_text("silent")
+    await here.say("hello")
+    ending = asyncio.create_task(here.supervisor.new_session(PEER, NewSession("1.new")))
+    await here.until("working")
+    with pytest.raises(Busy):
+        await here.say("hello")
+    with pytest.raises(Busy):
+        await here.supervisor.new_session(PEER, NewSession("1.newer"))
+    assert (await here.supervisor.stop(PEER, Stop("1.new"))).stopping
+    ended = await ending
+    assert (ended.saved, ended.note) == (False, "Stopped while the agent saved its memory.")
+    assert (await here.say("hello")).text == "this is turn 1"
 
 
 # ---- a start that is stopped, an end that fails ----
@@ -254,8 +318,9 @@ async def test_the_kernels_kill_for_want_of_memory_is_told_with_the_limit(
 
 async def test_a_supervisor_that_is_told_to_stop_waits_for_the_agent_that_it_is_ending(make: Make) -> None:
     here = await make()
-    await here.say("hello")
+    await here.say("lingering")
     here.seat._evict()
+    await asyncio.sleep(0.05)
     await here.close()
     assert not here.processes()
     await here.open()

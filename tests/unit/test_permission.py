@@ -285,6 +285,7 @@ def test_of_a_rule_only_its_two_fields_go_back_to_the_agent() -> None:
     [
         ("Bash", {"command": "git push origin main", "description": "x", "timeout": 7}, "Bash: git push origin main"),
         ("Write", {"file_path": "/a b", "content": "x"}, "Write: /a b"),
+        ("Edit", {"file_path": "/a", "old_string": "x", "new_string": "y"}, "Edit: /a"),
         ("NotebookEdit", {"notebook_path": "/n", "cell_id": "c", "new_source": "x"}, "NotebookEdit: /n"),
         ("WebFetch", {"url": "https://e.org", "prompt": "x"}, "WebFetch: https://e.org"),
         ("WebSearch", {"query": "tea"}, "WebSearch: tea"),
@@ -319,8 +320,7 @@ def test_requests_that_differ_never_count_as_the_same() -> None:
         bash("{}"),
         bash('["Bash", {}]'),
         request("Edit", **edit),
-        request("Edit", **edit, replace_all=True),
-        request("Edit", **edit | {"new_string": "z"}),
+        request("Edit", **edit | {"file_path": "/b"}),
         request("mcp", **{"": "x", "real": "/a"}),
         request("mcp", **{"": "x", "real": "/b"}),
         request("mcp", n=1),
@@ -417,7 +417,7 @@ def test_two_requests_share_a_pattern_only_if_they_are_the_same(
     if exact(first) == exact(second):
         assert one[0] == two[0]
         main = {"Bash": "command", "Write": "file_path", "Read": "file_path", "WebFetch": "url", "WebSearch": "query"}
-        main["NotebookEdit"] = "notebook_path"
+        main |= {"NotebookEdit": "notebook_path", "Edit": "file_path", "MultiEdit": "file_path"}
         key = main.get(one[0])
         same = json.dumps(one[1], sort_keys=True) == json.dumps(two[1], sort_keys=True)
         assert same or (key and one[1][key] == two[1][key])
