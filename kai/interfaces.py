@@ -38,9 +38,10 @@ class Event(msgspec.Struct, omit_defaults=True):
     and appends. `cost_usd` is what the turn has cost so far, in US dollars. `since` is when the turn (in `started`) or
     the call (in `tool`) began, in seconds since the epoch.
 
-    A `tool` event tells what runs now: `summary` in one line, `running` false when nothing does; `ran` counts what has ended. An `approval` event with `running` asks for a decision: `detail`
-    is what is to be run or changed, readable; `patterns` is what "this session" would allow. Without `running` it
-    tells how the question named by `approval` ended.
+    A `tool` event tells what runs now: `summary` in one line, `running` false when nothing does; `ran` counts what has
+    ended. An `approval` event with `running` asks for a decision: `detail` is what is to be run or changed, readable;
+    `patterns` is what "this session" would allow. Without `running` it tells how the question named by `approval`
+    ended.
     """
 
     kind: Literal["started", "text", "tool", "approval", "usage", "done"]

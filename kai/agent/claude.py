@@ -35,11 +35,14 @@ from kai.agent.stream import (
     over_budget,
     parse,
     part,
+    speaks,
     text,
 )
 from kai.interfaces import Event, Model, Part
 from kai.lib.log import printable
 
+LEAST_BUDGET = 1e-6
+"""US dollars."""
 SLOWEST_START = 30.0
 """Seconds until the answer to `initialize`; 0.3 is usual."""
 LAST_WORDS = 2.0
@@ -59,10 +62,6 @@ ENVIRONMENT = {
     "CLAUDE_CODE_MAX_RETRIES": "4",  # delays double from 0.6 s: 9 s of silence at a 401 instead of minutes
     "ENABLE_TOOL_SEARCH": "false",
 }
-SIGNS = frozenset(
-    ("system", "stream_event", "assistant", "user", "result", "control_response", "control_request", "tool_progress")
-)
-"""Kinds of messages that show that the agent works; waiting for the next try at the model (api_retry) is among them."""
 Reason = Literal["", "budget", "died"]
 logger = logging.getLogger(__name__)
 
@@ -76,7 +75,8 @@ def request(context: Context) -> Message:
             allowed += [f"{tool}(/{context.memory}/**)" for tool in ("Read", "Edit", "Write")]
             command += ["--add-dir", str(context.memory)]
         command += ["--allowedTools", *allowed] if allowed else []
-    command += ["--max-budget-usd", f"{context.budget_usd:.6f}"] if context.budget_usd > 0 else []
+    if context.budget_usd > 0:  # what a sum of floats leaves over would be printed as 0, and the CLI refuses to start
+        command += ["--max-budget-usd", f"{max(context.budget_usd, LEAST_BUDGET):.6f}"]
     command += [] if context.trust_settings else REPOSITORY_OFF
     command += ["--model", context.model] if context.model else []
     command += ["--resume", context.session] if context.session else []
@@ -280,10 +280,9 @@ class ClaudeBackend(AgentBackend):
             await self._turn.tell(event)
 
     def _hear(self, message: Message) -> None:
-        """Whether this is a sign of life: text that nobody will see, and kinds that nobody knows, are none."""
-        kind, turn = text(message, "type"), self._turn
-        full = turn is not None and turn.reader.full
-        if kind in SIGNS and not (full and kind in ("stream_event", "assistant")):
+        """Whether this is a sign of life: text that nobody will see is none."""
+        unseen = self._turn is not None and self._turn.reader.full
+        if speaks(message) and not (unseen and message.get("type") in ("stream_event", "assistant")):
             self._heard = time.monotonic()
 
     async def _said(self, kind: object, message: Message) -> None:

@@ -23,7 +23,7 @@ LONGEST_NAME = 80
 LONGEST_PATTERN = 300
 MOST_PATTERNS = 10
 MOST_COMPARED = 400
-"""Lines on one side of a change that are compared; of a longer one, all old and then all new lines are shown."""
+"""Lines on one side of a change that are compared; of what is longer, all old and then all new lines are shown."""
 DEEPEST = 4
 NOTHING = "(nothing else is told about it)"
 _UNSEEN = re.compile(  # what counts as printable and yet shows nothing
@@ -84,7 +84,8 @@ def rules(request: Message) -> list[Message]:
     They mean what they mean to the CLI alone: `Bash(touch x *)` is proposed for `touch x > /etc/passwd` too, and
     still doesn't allow it. Taken is only what means to a person what it means to the CLI: for `python -c 'f(2*3)'` it
     proposes just that, and then its `*` stands for any program; brackets can end a rule on the command line and begin
-    another; and a rule without an argument allows all that the tool can do.
+    another; a rule without an argument allows all that the tool can do; and one for a whole command, `Bash(sh)` for
+    `printf x | sh`, holds for that part of any pipe: after it, `echo anything | sh` runs unasked.
     """
     found = [
         {"toolName": text(rule, "toolName"), "ruleContent": text(rule, "ruleContent")}
@@ -102,6 +103,8 @@ def patterns(request: Message) -> list[str]:
 
 def is_rule(pattern: str) -> bool:
     """Whether a pattern is for the CLI to understand."""
+    if pattern.startswith("Bash(") and not pattern.endswith((" *)", ":*)")):
+        return False
     return _RULE.fullmatch(pattern) is not None and visible(pattern) == pattern
 
 
@@ -142,18 +145,21 @@ def _change(tool: str, given: Message) -> Iterator[str]:
         case "Edit":
             yield from _difference(text(given, "old_string"), text(given, "new_string"))
         case "MultiEdit":
+            compared = 0
             for number, edit in enumerate(parts(given, "edits")):
+                old, new = text(edit, "old_string"), text(edit, "new_string")
+                compared += max(old.count("\n"), new.count("\n")) + 1
                 yield from ["…"] if number else []
-                yield from _difference(text(edit, "old_string"), text(edit, "new_string"))
+                yield from _difference(old, new, most=MOST_COMPARED if compared <= MOST_COMPARED else 0)
                 yield from _fields(edit, {"old_string", "new_string"})
         case _:
             new = text(given, "content" if tool == "Write" else "new_source")
             yield from (f"+{line}" for line in _lines(new.removesuffix("\n")))
 
 
-def _difference(old: str, new: str) -> Iterator[str]:
+def _difference(old: str, new: str, most: int = MOST_COMPARED) -> Iterator[str]:
     before, after = _lines(old), _lines(new)
-    if max(len(before), len(after)) > MOST_COMPARED:
+    if max(len(before), len(after)) > most:
         yield from (f"-{line}" for line in before)
         yield from (f"+{line}" for line in after)
         return

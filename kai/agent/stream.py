@@ -30,6 +30,16 @@ MOST_BLOCKS = 1000
 MOST_COST = 1e6
 """US dollars that one result can cost: sums stay numbers."""
 _COMMAND_NAME = re.compile(r"[A-Za-z0-9_:-]{1,64}")
+_STEPS = frozenset(("message_start", "content_block_start", "content_block_stop", "message_delta", "message_stop"))
+_WORK = frozenset(
+    (
+        *("init", "status", "api_retry", "compact_boundary", "thinking_tokens", "permission_denied", "local_command"),
+        *("hook_started", "hook_progress", "hook_response"),
+        *("task_started", "task_progress", "task_updated", "task_notification"),
+    )
+)
+"""System messages that tell of work. Waiting for the next try at the model (api_retry) is among them: Kai bounds the
+tries, see `CLAUDE_CODE_MAX_RETRIES`."""
 _SHOWN = {
     "Bash": "command",
     "Read": "file_path",
@@ -99,13 +109,39 @@ def over_budget(result: Message) -> bool:
     return text(result, "subtype") == "error_max_budget_usd" or text(result, "terminal_reason") == "budget_exhausted"
 
 
+def speaks(message: Message) -> bool:
+    """Whether a message tells of work done or tried. What is empty, unknown or only keeps a line open tells of none."""
+    match message.get("type"):
+        case "result":
+            return True
+        case "stream_event":
+            event = part(message, "event")
+            if event.get("type") == "content_block_delta":
+                delta = part(event, "delta")
+                return any(key != "type" and value and isinstance(value, str) for key, value in delta.items())
+            return text(event, "type") in _STEPS
+        case "assistant" | "user":
+            return bool(part(message, "message").get("content"))
+        case "system":
+            return text(message, "subtype") in _WORK
+        case "tool_progress":
+            return bool(text(message, "tool_use_id"))
+        case "control_request":
+            return bool(text(part(message, "request"), "subtype"))
+        case "control_response":
+            return bool(text(part(message, "response"), "request_id"))
+        case _:
+            return False
+
+
 def models(told: Message) -> list[Model]:
     """What the CLI says at its start of the models that it offers."""
-    return [
-        Model(name, printable(text(model, "displayName"), LONGEST_NAME), printable(text(model, "description"), SUMMARY))
-        for model in parts(told, "models")[:MOST_MODELS]
-        if MODEL_NAME.fullmatch(name := text(model, "value"))
-    ]
+    found: dict[str, Model] = {}
+    for model in parts(told, "models")[:MOST_MODELS]:
+        name, title, description = (text(model, key) for key in ("value", "displayName", "description"))
+        if MODEL_NAME.fullmatch(name):
+            found.setdefault(name, Model(name, printable(title, LONGEST_NAME), printable(description, SUMMARY)))
+    return list(found.values())
 
 
 def commands(told: Message) -> list[str]:

@@ -389,6 +389,18 @@ class BackendContract:
         for command in shown:
             assert not questions(await converse(again, engine.run(command)))
 
+    async def test_a_program_remembered_at_the_end_of_a_pipe_opens_no_way_for_others(
+        self, engine: Engine, start: Start
+    ) -> None:
+        given = changed(engine.context, ask=True)
+        first = await start(given)
+        remember = decision(allow=True, remember=True)
+        (asked,) = questions(await converse(first, engine.run("true && printf 'x=1' | sh"), decide=remember))
+        second = await start(changed(given, allowed=tuple(asked.patterns)))
+        for backend in (first, second):
+            assert questions(await converse(backend, engine.run("echo 'touch made' | sh")))
+        assert not (engine.context.workspace / "made").exists()
+
     async def test_its_own_memory_is_written_unasked_and_any_other_file_is_shown_as_a_change(
         self, engine: Engine, start: Start, tmp_path: Path
     ) -> None:

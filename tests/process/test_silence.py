@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -76,6 +77,8 @@ class Here:
     async def close(self) -> None:
         await self.supervisor.drain()
         self.turns.store.close()
+        for pid in self.processes():  # the control group's part
+            os.kill(pid, signal.SIGKILL)
 
     async def restart(self) -> None:
         await self.close()
@@ -321,6 +324,5 @@ async def test_a_supervisor_that_is_told_to_stop_waits_for_the_agent_that_it_is_
     await here.say("lingering")
     here.seat._evict()
     await asyncio.sleep(0.05)
-    await here.close()
+    await here.supervisor.drain()
     assert not here.processes()
-    await here.open()

@@ -118,14 +118,14 @@ def test_a_question_shows_what_would_happen(tool: str, given: dict[str, Any], sh
 
 
 def test_a_question_has_all_that_is_needed_to_decide() -> None:
-    asked = question(bash("rm -rf build\nls", proposal("rm -rf build", "ls *")), "q7")
+    asked = question(bash("rm -rf build\nls", proposal("rm -rf *", "ls *")), "q7")
     assert asked == Event(
         kind="approval",
         approval="q7",
         tool="Bash",
         summary="rm -rf build ls",
         detail="rm -rf build\nls",
-        patterns=["Bash(rm -rf build)", "Bash(ls *)"],
+        patterns=["Bash(rm -rf *)", "Bash(ls *)"],
         running=True,
     )
 
@@ -189,6 +189,14 @@ def test_megabytes_are_shown_in_part_and_at_once(tool: str, field: str, piece: s
     assert len(asked.patterns[0]) <= LONGEST_PATTERN + 34
 
 
+def test_a_thousand_small_changes_at_once_are_shown_at_once() -> None:
+    lines = ["\n".join(str(n * step % 3) for n in range(199)) for step in (1, 2)]
+    edits = [{"old_string": lines[0], "new_string": lines[1]}] * 1000
+    began = time.monotonic()
+    assert "are not shown" in detail("MultiEdit", {"file_path": "/a", "edits": edits})
+    assert time.monotonic() - began < 2  # 5 to 10 s if each were compared
+
+
 def test_a_change_that_would_take_minutes_to_compare_is_shown_uncompared() -> None:
     old, new = ("\n".join(str(sign * n % 150) for n in range(20_000)) for sign in (1, -1))
     began = time.monotonic()
@@ -233,13 +241,16 @@ def test_fields_of_wrong_types_are_shown_as_they_are(tool: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "content",
-    ["touch x *", "npm run:*", "//etc/**", "domain:example.org", "./build", "git commit -m 'x y'", "make -j4 all", "a"],
+    ("tool", "content"),
+    [
+        *(("Bash", content) for content in ("touch x *", "npm run:*", "git commit -m *", "./build *")),
+        *(("Read", "//etc/**"), ("WebFetch", "domain:example.org")),
+    ],
 )
-def test_rules_that_mean_what_they_show_are_taken(content: str) -> None:
-    assert rules(bash("x", proposal(content))) == [{"toolName": "Bash", "ruleContent": content}]
-    assert patterns(bash("x", proposal(content))) == [f"Bash({content})"]
-    assert is_rule(f"Bash({content})")
+def test_rules_that_mean_what_they_show_are_taken(tool: str, content: str) -> None:
+    assert rules(bash("x", proposal(content, tool=tool))) == [{"toolName": tool, "ruleContent": content}]
+    assert patterns(bash("x", proposal(content, tool=tool))) == [f"{tool}({content})"]
+    assert is_rule(f"{tool}({content})")
 
 
 @pytest.mark.parametrize(
@@ -247,6 +258,7 @@ def test_rules_that_mean_what_they_show_are_taken(content: str) -> None:
     [
         *("", " ", "*", ":*", " *", "**", "//**", "/**", "* x", "*/x"),  # everything, or nearly
         *("python3 -c 'print(2*3)'", "echo 2*3", "a * b", "a* *", "touch 'a*'", "x:*:*"),  # any text stands for a star
+        *("sh", "python3 -", "xargs rm -f x", "./build", "a", "//etc/**"),  # any part of a pipe: `echo anything | sh`
         *("x) Bash(*", "a(b", "a)b", "f()", "a\\", "a\\*"),  # brackets begin another rule, backslashes hide them
         *("a\u202eb", "a\nb", "a\x00", "a\u200b", "x" * 304),  # not what is shown
     ],
@@ -262,13 +274,14 @@ def test_rules_that_allow_more_than_they_show_are_not_taken(content: str) -> Non
     "suggestion",
     [
         {"type": "addRules", "behavior": "allow", "rules": [{"toolName": "WebSearch"}]},
-        proposal("ls", behavior="deny"),
-        proposal("ls", type="setMode"),
-        proposal("ls", tool="Bash(*) Edit"),
-        proposal("ls", tool=""),
-        proposal("ls", rules=[{"toolName": ["Bash"], "ruleContent": "ls"}]),
-        proposal("ls", "echo 2*3"),  # one of two: what it is worth without the other, nobody knows
-        proposal(*(f"ls {n}" for n in range(MOST_PATTERNS + 1))),
+        proposal("ls *", behavior="deny"),
+        proposal("ls *", type="setMode"),
+        proposal("ls *", tool="Bash(*) Edit"),
+        proposal("ls *", tool=""),
+        proposal("ls *", rules=[{"toolName": ["Bash"], "ruleContent": "ls *"}]),
+        proposal("make -j4", "make install *"),  # of `make -j4 && make install`
+        proposal("ls *", "echo 2*3"),  # one of two: what it is worth without the other, nobody knows
+        proposal(*(f"ls {n} *" for n in range(MOST_PATTERNS + 1))),
     ],
 )
 def test_a_proposal_that_is_no_good_leaves_just_this_request(suggestion: dict[str, Any]) -> None:

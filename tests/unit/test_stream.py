@@ -482,10 +482,10 @@ async def test_an_agent_that_does_not_ask_gets_no_way_to_and_one_that_does_gets_
 @pytest.mark.parametrize(
     ("line", "sign"),
     [
-        ({"type": "stream_event", "event": {}}, True),
+        ({"type": "stream_event", "event": {}}, False),
         ({"type": "system", "subtype": "api_retry"}, True),
-        ({"type": "tool_progress"}, True),
-        ({"type": "assistant", "message": {}}, True),
+        ({"type": "tool_progress", "tool_use_id": "t"}, True),
+        ({"type": "assistant", "message": {"content": [{}]}}, True),
         ({"type": "keep_alive"}, False),
         ({"type": "from the future"}, False),
         ({"type": ["assistant"]}, False),
