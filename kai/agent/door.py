@@ -92,6 +92,7 @@ async def ask(door: tuple[str, ...], request: Mapping[str, object], *, most: int
             # what opens the door is the account's, and hostile
             out, err = await asyncio.gather(_at_most(process.stdout, HEAD + most), _at_most(process.stderr, HEAD))
     except TimeoutError:
+        _kill(process)
         await _end(process)
         raise DoorError(f"{request['verb']} took longer than {SLOWEST:g} s") from None
     except BaseException:
@@ -107,13 +108,14 @@ async def ask(door: tuple[str, ...], request: Mapping[str, object], *, most: int
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """End what opens the door, and wait a moment for that. Under sudo it is root's and can't be killed."""
+    """Wait a moment for the end of what opens the door, then end it. Under sudo it is root's and can't be killed."""
     assert process.stdout is not None
     assert process.stderr is not None
-    _kill(process)
-    with suppress(TimeoutError):
+    try:
         async with asyncio.timeout(LAST_MOMENT):
             await asyncio.gather(_at_most(process.stdout, 0), _at_most(process.stderr, 0), process.wait())
+    except TimeoutError:
+        _kill(process)
 
 
 def _kill(process: asyncio.subprocess.Process) -> None:

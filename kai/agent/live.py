@@ -34,11 +34,13 @@ class LiveTurn:
         self.started: Event | None = None
         self.tool: Event | None = None
         self.calls: dict[str, Event] = {}
+        self.call_began: dict[str, float] = {}
         self.last_call = time.monotonic()
         self.ran: Counter[str] = Counter()
         self.approvals: dict[str, Event] = {}
         self.questions: list[Event] = []
         self.cost_usd = 0.0
+        self.begun: asyncio.Task[None] | None = None
         self.task: asyncio.Task[None] | None = None
         self.unattended = unattended
         self.stop_asked = False
@@ -46,6 +48,7 @@ class LiveTurn:
         self.forced = False
         self.done: Event | None = None
         self.ended = asyncio.Event()
+        self.released = asyncio.Event()
         self._changed = asyncio.Event()
 
     def apply(self, event: Event) -> None:
@@ -71,8 +74,10 @@ class LiveTurn:
         self.last_call = time.monotonic()
         if event.running and len(self.calls) < MOST_CALLS:
             self.calls[event.call] = msgspec.structs.replace(event, since=time.time())
+            self.call_began[event.call] = self.last_call
         elif not event.running:
             self.calls.pop(event.call, None)
+            self.call_began.pop(event.call, None)
             self.ran[event.tool if event.tool in self.ran or len(self.ran) < MOST_TOOLS else "others"] += 1
         newest = next(reversed(self.calls.values()), Event(kind="tool"))
         counts = [Ran(tool, count) for tool, count in self.ran.items()]

@@ -28,9 +28,10 @@ def overdue(limits: Limits, live: LiveTurn, heard: float) -> str:
     if live.approvals:
         return ""
     if live.calls:
-        oldest = min(live.calls.values(), key=lambda call: call.since)
-        if limits.tool_timeout and time.time() - oldest.since > limits.tool_timeout:
-            return f"{oldest.tool} took longer than {limits.tool_timeout:g} s (tool_timeout) and was interrupted."
+        call, began = min(live.call_began.items(), key=lambda each: each[1])
+        if limits.tool_timeout and now - began > limits.tool_timeout:
+            tool = live.calls[call].tool
+            return f"{tool} took longer than {limits.tool_timeout:g} s (tool_timeout) and was interrupted."
         return ""
     if now - max(heard, live.last_call) > limits.timeout:
         return f"The agent said nothing for {limits.timeout:g} s (timeout) and was interrupted."

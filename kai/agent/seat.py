@@ -59,6 +59,10 @@ class Seat:
         self.idle: asyncio.TimerHandle | None = None
         self.closing: asyncio.Task[None] | None = None
         self.interruption: asyncio.Task[None] | None = None
+        self.interrupted: LiveTurn | None = None
+        self.starting: LiveTurn | None = None
+        self.lost = ""
+        """The workspace whose session was lost, until that is told."""
         self.state = "idle"
         self.killed_before = 0
         self.stuck = False
@@ -72,7 +76,14 @@ class Seat:
         """Run a turn. Raises AgentDied, WorkspaceError and what the configuration raises."""
         if live.stop_asked:
             return Event(kind="done", outcome="interrupted")
-        backend = await self.ready(live)
+        self.starting = live
+        try:
+            backend = await self.ready()
+        finally:
+            self.starting = None
+        if self.lost == self.session.workspace:
+            live.add_text(LOST)
+            self.lost = ""
         if live.stop_asked:
             return Event(kind="done", outcome="interrupted")
         unknown = _unknown_command(prompt, backend.commands)
@@ -104,10 +115,17 @@ class Seat:
             else:
                 live.apply(event)
             if event.kind == "started" and self.follow_session(event.session):
-                await self.turns.set_session(self.session)  # the next supervisor resumes it, whatever happens to us
+                await self._store_session()
         self.follow_session(backend.session)
         self.paid += done.cost_usd
         return done
+
+    async def _store_session(self) -> None:
+        """The next supervisor resumes it, whatever happens to this one."""
+        try:
+            await self.turns.set_session(self.session)
+        except StoreError as error:
+            logger.error("the session is stored with the turn's end: %s", error)
 
     def _why_it_died(self, error: str) -> str:
         if oom.kills() > self.killed_before:
@@ -133,14 +151,15 @@ class Seat:
 
     def interrupt(self, live: LiveTurn) -> None:
         """Begin to end a turn; asked again, nothing more happens."""
-        if self.interruption is None or self.interruption.done():
+        if self.interrupted is not live or self.interruption is None or self.interruption.done():
+            self.interrupted = live
             self.interruption = asyncio.create_task(self._interrupt(live))
 
     async def _interrupt(self, live: LiveTurn) -> None:
         """The protocol's own interrupt; if the agent doesn't obey, its process is ended."""
         backend = self.backend
         if backend is None or self.state != "working":
-            if self.state == "starting" and live.task:
+            if self.starting is live and live.task:
                 live.task.cancel()  # it waits for the agent's start; elsewhere it looks at stop_asked by itself
             return
         try:
@@ -162,7 +181,7 @@ class Seat:
 
     # ---- the process ----
 
-    async def ready(self, live: LiveTurn | None = None) -> AgentBackend:
+    async def ready(self) -> AgentBackend:
         """The running process, or a new one that resumes the session."""
         async with self.lock:
             if self.idle:
@@ -170,26 +189,33 @@ class Seat:
                 self.idle = None
             if self.closing:  # two processes must never write one session
                 self.show("starting")
-                await asyncio.wait({self.closing})
-                self.closing = None
+                await self._closed()
             if self.stuck:
                 raise AgentDied(STUCK)
             standing = self.setup.standing(self.session)
             if self.backend and self.backend.alive and self.standing == standing:
                 return self.backend
             self.show("starting")
-            await self.close()
+            self.closing = asyncio.create_task(self._let_go())
+            await self._closed()
             try:
                 backend = await self._start()
             except SessionUnknown as error:
                 logger.warning("session %s: %s", self.session.id, error)
                 await self.turns.lose_session(self.session)
-                if live:
-                    live.add_text(LOST)
+                self.lost = self.session.workspace
                 backend = await self._start()
             self.standing = standing
             await self.turns.set_fact(MODELS, msgspec.json.encode(backend.models).decode())
             return backend
+
+    async def _closed(self) -> None:
+        """Wait for the old process's end, which a turn that is stopped meanwhile must not cut short."""
+        assert self.closing
+        await asyncio.wait({self.closing})
+        self.closing = None
+        if self.stuck:
+            raise AgentDied(STUCK)
 
     async def _start(self) -> AgentBackend:
         context = await self.setup.context(self.session)
@@ -205,7 +231,8 @@ class Seat:
             self.closing = asyncio.create_task(self._abandon(backend, starting))
             raise
         except BaseException:
-            await self.close()
+            self.closing = asyncio.create_task(self._let_go())
+            await self._closed()
             raise
         return backend
 
@@ -254,6 +281,9 @@ class Seat:
 
     def settle(self) -> None:
         """A turn is over: keep the process for the next one, or let go of a dead one."""
+        if self.idle:  # a turn that never came to the process didn't stop its clock
+            self.idle.cancel()
+            self.idle = None
         if self.backend and self.backend.alive:
             self.show("ready")
             loop = asyncio.get_running_loop()

@@ -92,8 +92,9 @@ class Setup:
         return self.config.workspaces_of(self.user, self.account_home).get(self.path)
 
     async def move(self, place: Place) -> None:
-        self.path = Path(place.path)
-        await self.turns.set_fact(WORKSPACE, "" if self.path == self.home else place.path)
+        path = Path(place.path)
+        await self.turns.set_fact(WORKSPACE, "" if path == self.home else place.path)
+        self.path = path  # last, so that a disk that refuses leaves all as it is
 
     # ---- values ----
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kai.agent import budget, history
@@ -111,30 +111,49 @@ class Supervisor:
 
     async def start(self, peer: Peer, call: Start, emit: Emit) -> Event:
         if self.current and self.current.id == call.turn:
-            return await self.current.follow(emit)
-        if self.current or self.visits or self.retiring or self.daemon.stopping.is_set():
-            stored = await self.turns.answer(call.turn)
+            return await self._follow(self.current, emit)
+        if self.current or self.visits or self._leaving:
+            stored = await self._stored(call.turn)
             if stored is not None:
                 return stored
             busy = self.current or self.visits
             raise Busy("the agent is busy with something else" if busy else "the supervisor is about to leave")
         live = self.current = LiveTurn(call.turn)  # claimed before the first await: a second Start joins it
         self.daemon.hold()
+        live.begun = asyncio.create_task(self._begin(live, call.prompt))
+        return await self._follow(live, emit)
+
+    async def _begin(self, live: LiveTurn, prompt: list[Part]) -> None:
+        """Beside the one who asked: a turn that is entered runs, though he goes away meanwhile."""
         try:
-            stored = await self.turns.begin(call.turn)
-        except BaseException:
+            stored = await self.turns.begin(live.id)
+        except BaseException as error:
             self._release()
+            if isinstance(error, StoreError):
+                raise Busy(str(error)) from None  # it did not begin: asked again, it does
             raise
-        if stored is not None:
+        if stored is None:
+            live.task = asyncio.create_task(self._run(live, prompt))
+        else:
+            live.finish(stored)
             self._release()
-            return stored
-        live.task = asyncio.create_task(self._run(live, call.prompt))
+
+    async def _follow(self, live: LiveTurn, emit: Emit) -> Event:
+        if live.begun:
+            await asyncio.shield(live.begun)
         return await live.follow(emit)
+
+    async def _stored(self, turn: str) -> Event | None:
+        """The answer in the journal. A disk that gives none now is no reason to do without it."""
+        try:
+            return await self.turns.answer(turn)
+        except StoreError as error:
+            raise Busy(str(error)) from None
 
     async def join(self, peer: Peer, call: Join, emit: Emit) -> Event:
         if self.current and self.current.id == call.turn:
-            return await self.current.follow(emit)
-        stored = await self.turns.answer(call.turn)
+            return await self._follow(self.current, emit)
+        stored = await self._stored(call.turn)
         if stored is None:
             raise UnknownTurn(f"{self.turns.identity.generation} {self.turns.identity.boot}")
         return stored
@@ -229,6 +248,8 @@ class Supervisor:
         return self.setup.config.ceiling(self.setup.user)
 
     def _release(self) -> None:
+        if self.current:
+            self.current.released.set()
         self.current = None
         self.daemon.release()
         self.seat.settle()
@@ -237,8 +258,8 @@ class Supervisor:
     # ---- sessions ----
 
     async def new_session(self, peer: Peer, call: NewSession) -> SessionEnded:
-        if self.current or self.visits:
-            raise Busy("a turn is running")
+        if self.current or self.visits or self._leaving:
+            raise Busy("the supervisor is about to leave" if self._leaving else "a turn is running")
         live = self.current = LiveTurn(call.turn or "new", unattended=True)
         self.daemon.hold()
         try:
@@ -354,8 +375,10 @@ class Supervisor:
                     place, git = await self.setup.places.find(call.name), False
             except WorkspaceError as error:
                 raise InvalidParameter(str(error)) from None
-            await self.setup.move(place)
-            self.seat.session = session = await self.turns.session(place.path)
+            async with self.seat.lock:  # what starts now, for a look at the models, is of one workspace only
+                session = await self.turns.session(place.path)
+                await self.setup.move(place)
+                self.seat.session = session
             session.used = time.time()
             await self.turns.set_session(session)
             self.seat.show(self.seat.state)
@@ -366,6 +389,10 @@ class Supervisor:
     async def retire(self, peer: Peer, call: Retire) -> Empty:
         self.leave("it was asked to retire")
         return Empty()
+
+    @property
+    def _leaving(self) -> bool:
+        return self.retiring or self.daemon.stopping.is_set()
 
     def leave(self, reason: str) -> None:
         """Take no new turn, and go when the running one is over."""
@@ -392,6 +419,8 @@ class Supervisor:
     async def drain(self) -> None:
         """Told to stop: let the running turn finish, then interrupt it, then end it; its part is stored."""
         live = self.current
+        if live and live.begun:
+            await asyncio.wait({live.begun})
         if live and live.task:
             patience = self.setup.config.kai.drain
             self.daemon.status(f"draining: turn {live.id} has {patience:g} s to finish")
@@ -407,6 +436,9 @@ class Supervisor:
                 live.task.cancel()
                 await asyncio.wait({live.task}, timeout=INTERRUPT_PATIENCE)
             await asyncio.sleep(0.1)  # followers take the last event with them
+        if live and live.unattended:  # the end of a session is more than the turn for its memory
+            with suppress(TimeoutError):
+                await asyncio.wait_for(live.released.wait(), 2 * INTERRUPT_PATIENCE)
         try:
             await self.seat.end()
         except AgentDied as error:

@@ -14,8 +14,8 @@ from kai.bot.tables import InboxRow
 from kai.lib.store import Store, StoreError
 
 MARK = "👀"
-MARKS_AT_A_TIME = 2
-"""A hundred marks at once would hold up what is urgent, such as an answer to /stop."""
+MARK_PERIOD = 0.05
+"""Seconds from one mark to the next: a hundred at once would hold up what is urgent, such as an answer to /stop."""
 NOTE_PERIOD = 3.0
 """Seconds between two edits of a note: they share their flood limit with the answers."""
 logger = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ class Places:
         self.wanted: dict[str, tuple[int, str]] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}
         self.marks: set[asyncio.Task[None]] = set()
-        self.few = asyncio.Semaphore(MARKS_AT_A_TIME)
+        self.marking = asyncio.Lock()
 
     async def open(self) -> None:
         for user, chat, message in await self.store.read("SELECT user, chat, message FROM notes"):
@@ -96,11 +96,14 @@ class Places:
             )
 
     async def _mark(self, row: InboxRow, emoji: str | None) -> None:
-        try:
-            async with self.few:
+        async with self.marking:
+            if emoji and row.state != "queued":
+                return
+            try:
                 await self.api.react(row.chat, row.message, emoji)
-        except TelegramError as error:
-            logger.info("waiting mark: %s", error)
+            except TelegramError as error:
+                logger.info("waiting mark: %s", error)
+            await asyncio.sleep(MARK_PERIOD)
 
 
 def _note(waiting: int) -> str:

@@ -112,6 +112,9 @@ def one(client: ControlClient, launcher: Launcher, situation: Situation) -> floa
     if situation.queued:
         chat.version = 0
         chat.wait(f"{situation.queued} waiting dropped")
+        client.wait_for(
+            lambda: not any("messages wait" in (m.text or "") for m in client.messages(ALICE, history=False))
+        )
     return seen - chat.handed_out(said.update_id, calls)
 
 

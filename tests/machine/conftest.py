@@ -12,6 +12,7 @@ from tests.machine.container import Machine
 _SECONDS = 1200  # the first test of a run may install the host's tools and build a base root
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist looks at the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "tests/machine/" not in item.path.as_posix():

@@ -3,6 +3,7 @@
 The times are asserted with a bound that only a hang reaches; tests/bench/bench_stop.py prints them.
 """
 
+import asyncio
 import shlex
 from pathlib import Path
 
@@ -71,12 +72,16 @@ async def test_stop_in_the_middle_of_text_keeps_what_was_said(stage: Stage) -> N
 
 
 async def test_stop_ends_a_command_and_what_it_started(stage: Stage) -> None:
-    stage.say("! sleep 4321 & sleep 4321")
-    await stage.growing("⚙ Bash: sleep 4321")
-    assert running("4321")
+    stage.say("! sleep 4324 & sleep 4324")
+    await stage.growing("⚙ Bash: sleep 4324")
+    async with asyncio.timeout(SOON):
+        while len(running("4324")) < 2:
+            await asyncio.sleep(0.02)
     await stops(stage)
-    assert not running("4321")
-    await goes_on(stage, "sleep 4321")
+    async with asyncio.timeout(SOON):
+        while running("4324"):
+            await asyncio.sleep(0.02)
+    await goes_on(stage, "sleep 4324")
 
 
 async def test_stop_takes_back_what_waits_for_approval(stages: Stages, tmp_path: Path) -> None:
