@@ -18,7 +18,7 @@ from kai.bot.view import View
 from kai.interfaces import Event, Hello, Join, Journal, Part, Start, UnknownTurn
 from kai.lib.client import Client, delays
 from kai.lib.store import StoreError
-from kai.lib.varlink import Busy, Fault, Misconfigured, Unavailable
+from kai.lib.varlink import Busy, Fault, Internal, Misconfigured, Unavailable
 
 TYPING_DELAY, TYPING_PERIOD = 0.02, 4.0
 """Seconds before the first typing action, so that the placeholder goes first, and between two: Telegram shows one for
@@ -27,6 +27,8 @@ TICK, SLOW_TICK, LONG_TURN = 5.0, 30.0, 600.0
 """Seconds between two looks at the clocks of a turn of which nothing is heard, and from when on they are fewer."""
 QUIET_TROUBLE = 3.0
 """Seconds for which an agent that can't be reached is not worth a word: a restart takes less."""
+FAULTS_BORNE = 3
+"""Internal faults of the supervisor in one turn before the user is told."""
 logger = logging.getLogger(__name__)
 
 
@@ -112,7 +114,7 @@ class Turn:
         start = Start(turn=self.row.turn, prompt=[Part(kind="text", text=self.row.text)])
         join = Join(turn=self.row.turn)
         call: Start | Join = join if rejoin else start
-        waits = delays()
+        waits, faults = delays(), 0
         while True:
             if call is start and self.stop_asked.is_set():
                 return Event(kind="done", outcome="interrupted")
@@ -148,7 +150,11 @@ class Turn:
                 await asyncio.sleep(next(waits))
             except Fault as fault:
                 logger.error("%s: %s", fault.NAME, fault)
-                return Event(kind="done", outcome="failed", error=str(fault))
+                faults += 1
+                if not isinstance(fault, Internal) or faults > FAULTS_BORNE:
+                    return Event(kind="done", outcome="failed", error=str(fault))
+                call = join  # whatever went wrong, the turn may run: only Join tells
+                await asyncio.sleep(next(waits))
 
     async def _pause(self, duration: float, *, until_stopped: bool) -> None:
         if not until_stopped:

@@ -1,4 +1,4 @@
-"""How long /stop takes: update handed out → Telegram has taken the message that says "⏹ Stopped".
+"""How long /stop takes: update handed out → Telegram has taken a message that says ⏹, and the one of the stopped turn.
 
 In the middle of text, of a Bash command, of a question, of the agent's start, and with 100 messages waiting, without
 and with Telegram's flood limits; first with the offline agent, then with Claude Code where it can be had. Prints JSON
@@ -93,8 +93,8 @@ class Chat:
         raise LookupError(f"update {update} was not handed out")
 
 
-def one(client: ControlClient, launcher: Launcher, situation: Situation) -> float:
-    """Seconds of one /stop."""
+def one(client: ControlClient, launcher: Launcher, situation: Situation) -> tuple[float, float]:
+    """Seconds of one /stop, to the first word of it and to the turn's end."""
     chat, calls = Chat(client), client.state().calls
     client.say(ALICE, situation.prompt)
     if situation is START:
@@ -108,22 +108,26 @@ def one(client: ControlClient, launcher: Launcher, situation: Situation) -> floa
         chat.wait(f"{situation.queued} messages wait")
     time.sleep(situation.pause)
     said = client.say(ALICE, "/stop all" if situation.queued else "/stop")
-    seen = chat.wait("⏹ Stopped", "⏹ Dropped")
+    version = chat.version
+    ended = chat.wait("⏹ Stopped", "⏹ Dropped")
+    chat.version = version
+    first = chat.wait("⏹")
+    began = chat.handed_out(said.update_id, calls)
     if situation.queued:
         chat.version = 0
         chat.wait(f"{situation.queued} waiting dropped")
         client.wait_for(
             lambda: not any("messages wait" in (m.text or "") for m in client.messages(ALICE, history=False))
         )
-    return seen - chat.handed_out(said.update_id, calls)
+    return first - began, ended - began
 
 
-def show(agent: str, situation: Situation, samples: list[float]) -> None:
-    figures = {"p50": statistics.median(samples), "max": max(samples)}
-    milliseconds = {key: round(value * 1000, 1) for key, value in figures.items()}
-    print(
-        json.dumps({"figure": f"/stop, {agent}: {situation.name}", "n": len(samples), "ms": milliseconds}), flush=True
-    )
+def show(agent: str, situation: Situation, samples: list[tuple[float, float]]) -> None:
+    figure: dict[str, Any] = {"figure": f"/stop, {agent}: {situation.name}", "n": len(samples)}
+    for what, values in zip(("first word ms", "stopped ms"), zip(*samples, strict=True), strict=True):
+        figures = {"p50": statistics.median(values), "max": max(values)}
+        figure[what] = {name: round(value * 1000, 1) for name, value in figures.items()}
+    print(json.dumps(figure), flush=True)
 
 
 async def measure(agent: str, situation: Situation, command: list[str], rounds: int) -> None:

@@ -12,16 +12,10 @@ from tests.machine.container import Machine
 _SECONDS = 1200  # the first test of a run may install the host's tools and build a base root
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist looks at the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if "tests/machine/" not in item.path.as_posix():
-            continue
-        if item.get_closest_marker("timeout") is None:
+        if "tests/machine/" in item.path.as_posix() and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(_SECONDS))
-        # The tests of one machine stay in one worker, in their order; two machines may run at the same time.
-        suite = getattr(item, "callspec", None)
-        item.add_marker(pytest.mark.xdist_group(f"{item.path.stem}-{suite.params.get('suite') if suite else ''}"))
 
 
 @pytest.fixture(scope="module", params=SUITES)
