@@ -9,7 +9,7 @@ import signal
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, closing
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -74,7 +74,8 @@ class Chat:
     async def leave(self, number: signal.Signals = signal.SIGTERM) -> None:
         """End the supervisor, and with it every process of the agent's."""
         if self.launcher.pid(self.unit):
-            self.launcher.kill(self.unit, number)
+            with suppress(ProcessLookupError):  # it was about to leave by itself
+                self.launcher.kill(self.unit, number)
             await self.launcher.wait_exit(self.unit, within=30)
         await self.nothing_left()
 
