@@ -85,6 +85,8 @@ def test_nothing_has_changed_but_what_is_the_agents_own(trials: dict[str, Trial]
         "/var/lib/kai/bot/",
     )
     expected += (f"{own}/history/{today}.jsonl", "/var/log", f"{hostile.home(kai, OTHER[me])}/.claude")
+    uid = kai.machine.run(["id", "-u", ACCOUNTS[OTHER[me]]]).out.strip()
+    expected += (f"/var/lib/kai/users/{OTHER[me]}/tmp/claude-{uid}",)  # where the other's own CLI works
     assert [path for path in trials[me].changed if not path.startswith(expected)] == []
     assert f"{own}/tmp/attempts.jsonl" in trials[me].changed
 
