@@ -162,6 +162,7 @@ def test_a_bot_that_fails_ends_it_with_its_last_words(place: Path) -> None:
 
 def test_an_interrupt_ends_say_too(place: Path) -> None:
     arguments = command("--say", "! touch begun; sleep 290")
+    arguments = ["env", "--default-signal=INT", *arguments]  # a shell's `&` has it ignored
     with subprocess.Popen(arguments, cwd=place, env=environment(place), stderr=subprocess.PIPE) as process:
         until = time.monotonic() + 20
         while not list(place.glob("*/state/users/you/work/begun")) and time.monotonic() < until:
