@@ -28,7 +28,7 @@ def after(words: list[str], flag: str) -> list[str]:
 
 @pytest.mark.parametrize(
     ("budget", "given"),
-    [(0.5, "0.500000"), (1.0 - 10 * 0.0999999999, "0.000001"), (1.0 - sum([0.1] * 10), "0.000001"), (12, "12.000000")],
+    [(0.5, "0.500000"), (1.0 - 10 * 0.0999999999, "0.000001"), (1.1e-16, "0.000001"), (12, "12.000000")],
 )
 def test_a_budget_is_never_so_small_that_the_cli_refuses_to_start(budget: float, given: str) -> None:
     assert budget > 0
