@@ -14,14 +14,26 @@ import msgspec
 from kai.lib.peers import BOT, OPERATOR, SCHEDULER, SUPERVISOR
 from kai.lib.varlink import Call, Empty, Fault, method
 
+MOST_FILES = 32
+"""Descriptors that may come with one call."""
+
+Streaming = Literal["edit", "draft", "off"]
+"""How a user wants to see a turn grow: in a message that is edited, as a draft, or not at all (S3)."""
+
 # ---- kai.Agent: one user's supervisor, on /run/kai/agent/USER.sock ------------------------------------------
 
 
-class Part(msgspec.Struct):
-    """A piece of a prompt."""
+class Part(msgspec.Struct, omit_defaults=True):
+    """A piece of a prompt: text, or a file that comes as a descriptor beside the call.
 
-    kind: Literal["text"]
-    text: str
+    `descriptor` is its place among those; `name` is what the sender called the file, `mime` what he said it is.
+    """
+
+    kind: Literal["text", "file"]
+    text: str = ""
+    name: str = ""
+    mime: str = ""
+    descriptor: int = -1
 
 
 class Ran(msgspec.Struct):
@@ -35,13 +47,17 @@ class Event(msgspec.Struct, omit_defaults=True):
     """One step of a turn. Exactly one `done` comes, and it is last.
 
     `text` in a text event belongs at `offset` (characters) of the turn's text: who joins late or twice cuts there
-    and appends. `cost_usd` is what the turn has cost so far, in US dollars. `since` is when the turn (in `started`) or
-    the call (in `tool`) began, in seconds since the epoch.
+    and appends. `cost_usd` is what the turn has cost so far, in US dollars. `since` is when the turn (in `started` and
+    `done`) or the call (in `tool`) began, in seconds since the epoch.
 
     A `tool` event tells what runs now: `summary` in one line, `running` false when nothing does; `ran` counts what has
     ended. An `approval` event with `running` asks for a decision: `detail` is what is to be run or changed, readable;
     `patterns` is what "this session" would allow. Without `running` it tells how the question named by `approval`
     ended.
+
+    `reason` tells why a turn has not come to its own end: `budget`, `died` (the agent), or `cut`: supervisor or host
+    ended in it, so that the user decides whether it goes on. `streaming` (in `started`) is how the user wants to see it
+    grow.
     """
 
     kind: Literal["started", "text", "tool", "approval", "usage", "done"]
@@ -61,15 +77,20 @@ class Event(msgspec.Struct, omit_defaults=True):
     answer: Literal["", "once", "session", "deny", "expired", "withdrawn"] = ""
     cost_usd: float = 0.0
     outcome: Literal["", "ok", "failed", "interrupted"] = ""
-    reason: Literal["", "budget", "died"] = ""
+    reason: Literal["", "budget", "died", "cut"] = ""
     error: str = ""
+    streaming: Literal["", "edit", "draft", "off"] = ""
 
 
 class Journal(msgspec.Struct):
-    """Which journal of turns answers: after a new generation or boot, an unknown turn may have begun before."""
+    """Which journal of turns answers: after a new generation or boot, an unknown turn may have begun before.
+
+    `streaming` is how this user wants to see a turn grow.
+    """
 
     generation: str
     boot: str
+    streaming: Streaming = "edit"
 
 
 class AgentState(msgspec.Struct):
@@ -104,9 +125,13 @@ class Hello(Call[Journal]):
     """Name the journal. Asked before a turn is marked as running."""
 
 
-@method("kai.Agent.Start", reply=Event, callers={BOT, SCHEDULER}, stream=True)
+@method("kai.Agent.Start", reply=Event, callers={BOT, SCHEDULER}, stream=True, descriptors=MOST_FILES)
 class Start(Call[Event]):
-    """Run a turn, once: a turn id that the journal knows is joined instead."""
+    """Run a turn, once: a turn id that the journal knows is joined instead.
+
+    The files of the prompt are stored below the user's `files` before the turn is entered in the journal. Raises Busy
+    when they can't be: then it did not begin.
+    """
 
     turn: str
     prompt: list[Part]
@@ -286,6 +311,26 @@ class Retire(Call[Empty]):
     """Take no new turn, finish the running one, then leave: how an upgrade changes the code under a busy agent."""
 
 
+class FileSent(msgspec.Struct):
+    """The file's name and size in bytes, and the outbox row that holds it."""
+
+    name: str
+    size: int
+    id: int
+
+
+@method("kai.Agent.SendFile", reply=FileSent, callers={OPERATOR})
+class SendFile(Call[FileSent]):
+    """Send a file to the user's chat. It is read with the agent's own rights, by a path in the current workspace or
+    below the user's `files`.
+
+    Raises InvalidParameter with what is wrong with the path, or that the file is too big.
+    """
+
+    path: str
+    caption: str = ""
+
+
 # ---- kai.Bot: what may reach a chat, on /run/kai/bot.sock ---------------------------------------------------
 
 
@@ -293,6 +338,13 @@ class Stored(msgspec.Struct):
     """The outbox row that holds the message; it is on disk."""
 
     id: int
+
+
+class Attachment(msgspec.Struct):
+    """A file that comes as a descriptor beside the call; an image is shown as a photo."""
+
+    name: str
+    descriptor: int
 
 
 class BotStatus(msgspec.Struct):
@@ -306,18 +358,83 @@ class BotStatus(msgspec.Struct):
     unsent: int
 
 
-@method("kai.Bot.Deliver", reply=Stored, callers={SUPERVISOR, SCHEDULER})
+@method("kai.Bot.Deliver", reply=Stored, callers={SUPERVISOR, SCHEDULER}, descriptors=1)
 class Deliver(Call[Stored]):
-    """Send a text (Markdown) to a user. The key is the caller's own: the same key again stores nothing new.
+    """Send a text (Markdown), or a file with a text as its caption, to a user.
 
-    A supervisor may name its own user only.
+    The key is the caller's own: the same key again stores nothing new. A supervisor may name its own user only.
     """
 
     key: str
     user: str
     text: str
+    file: Attachment | None = None
 
 
 @method("kai.Bot.Status", reply=BotStatus, callers={OPERATOR})
 class Status(Call[BotStatus]):
     """Describe the bot; changes nothing."""
+
+
+class Entry(msgspec.Struct, omit_defaults=True):
+    """A row of the inbox or the outbox, as kai-queue(5) describes it.
+
+    `id` is `i` or `o` and the row's number. `turn` is the turn that it begins, is part of, or answers. `when` is when
+    it came to its state, in seconds since the epoch. `text` is its beginning, or all of it where one row was asked for.
+    """
+
+    id: str
+    user: str
+    state: str
+    kind: str
+    when: float
+    turn: str = ""
+    text: str = ""
+    error: str = ""
+    bot: int = 0
+
+
+class Entries(msgspec.Struct):
+    """Rows, the oldest first; `more` counts those that were left off."""
+
+    entries: list[Entry]
+    more: int = 0
+
+
+@method("kai.Bot.Queue", reply=Entries, callers={OPERATOR})
+class Queue(Call[Entries]):
+    """What waits, runs, is on its way, or is a dead letter; with `everything`, what is finished too."""
+
+    user: str = ""
+    everything: bool = False
+
+
+class Details(msgspec.Struct):
+    """One row whole, and the rows that belong to it: parts of the turn, messages of the answer."""
+
+    entry: Entry
+    related: list[Entry]
+
+
+@method("kai.Bot.Show", reply=Details, callers={OPERATOR})
+class Show(Call[Details]):
+    """One row by its id. Raises InvalidParameter for one that isn't there."""
+
+    id: str
+
+
+@method("kai.Bot.Retry", reply=Entry, callers={OPERATOR})
+class Retry(Call[Entry]):
+    """Work on, or send, a dead letter again; or send again what may or may not have arrived.
+
+    Raises InvalidParameter where that can't be done, with why.
+    """
+
+    id: str
+
+
+@method("kai.Bot.Drop", reply=Entry, callers={OPERATOR})
+class Drop(Call[Entry]):
+    """Give up what waits, or a dead letter. Raises InvalidParameter where that can't be done, with why."""
+
+    id: str

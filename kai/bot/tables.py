@@ -1,7 +1,6 @@
 """The bot's database: inbox, outbox and offsets in one file, so that a step of both is one transaction.
 
-Inbox rows go received → queued → running → answered → delivered, or end as interrupted, refused, dropped or dead.
-Outbox rows go stored → sending → sent, or end as unknown or dead. kai-bot(8) tells what each state means.
+kai-queue(5) tells what each state means, what leads to it, and what a crash in between comes to.
 """
 
 from __future__ import annotations
@@ -14,17 +13,30 @@ import msgspec
 
 from kai.lib.store import Store
 
-InboxState = Literal["received", "queued", "running", "answered", "delivered", "interrupted", "dropped", "dead"]
-OutboxState = Literal["stored", "sending", "sent", "unknown", "dead"]
-Kind = Literal["turn", "command", "control"]
+InboxState = Literal[
+    "received",
+    "queued",
+    "running",
+    "answered",
+    "delivered",
+    "grouped",
+    "replaced",
+    "interrupted",
+    "continued",
+    "refused",
+    "dropped",
+    "dead",
+]
+OutboxState = Literal["stored", "sending", "sent", "unknown", "dead", "dropped"]
+Kind = Literal["turn", "command", "control", "edit"]
 
 UNFINISHED = "('received', 'queued', 'running', 'answered')"
-FINISHED = "('delivered', 'interrupted', 'dropped')"
+FINISHED = "('delivered', 'grouped', 'replaced', 'interrupted', 'continued', 'refused', 'dropped')"
+UNSENT = "('stored', 'sending')"
 DEDUP_WINDOW = 7 * 86400
 """Seconds for which a finished row is kept, so that an update that comes again is known."""
 
-_SCHEMA = """
-CREATE TABLE offsets (bot INTEGER PRIMARY KEY, next INTEGER NOT NULL);
+_INBOX = """\
 CREATE TABLE inbox (
     id INTEGER PRIMARY KEY AUTOINCREMENT,  -- order of arrival
     bot INTEGER NOT NULL,
@@ -32,18 +44,39 @@ CREATE TABLE inbox (
     user TEXT NOT NULL,
     chat INTEGER NOT NULL,
     message INTEGER NOT NULL,
-    kind TEXT NOT NULL CHECK (kind IN ('turn', 'command', 'control')),
+    kind TEXT NOT NULL CHECK (kind IN ('turn', 'command', 'control', 'edit')),
     text TEXT NOT NULL,
     callback TEXT NOT NULL DEFAULT '',     -- id of a callback query
-    target INTEGER,                        -- the row that a /stop means
+    target INTEGER,                        -- the row that a /stop means, or that a Continue continues
     state TEXT NOT NULL,
     generation TEXT NOT NULL DEFAULT '',   -- the agent's journal when this became running
     boot TEXT NOT NULL DEFAULT '',
     changed REAL NOT NULL,
+    thread INTEGER,                        -- the topic of the chat, where it has some
+    content TEXT NOT NULL DEFAULT '',      -- what there is besides text: files, quotation, origin
+    bundle TEXT NOT NULL DEFAULT '',       -- rows of one bundle are one turn: 'album:ID', 'forward', 'long'
+    settles REAL NOT NULL DEFAULT 0,       -- until when the bundle's next row is waited for
+    leader INTEGER,                        -- the row whose turn this is part of
+    error TEXT NOT NULL DEFAULT '',        -- why it ended as it did
+    arrived REAL NOT NULL DEFAULT 0,
     UNIQUE (bot, update_id)
 );
 CREATE INDEX inbox_unfinished ON inbox (user, id) WHERE state IN ('received', 'queued', 'running', 'answered');
-CREATE TABLE notes (user TEXT PRIMARY KEY, chat INTEGER NOT NULL, message INTEGER NOT NULL);
+CREATE INDEX inbox_parts ON inbox (leader) WHERE leader IS NOT NULL;
+CREATE TABLE blocked (bot INTEGER NOT NULL, chat INTEGER NOT NULL, since REAL NOT NULL, PRIMARY KEY (bot, chat));
+"""
+_NOTES = """\
+CREATE TABLE notes (  -- the message that tells a user how many of his wait
+    bot INTEGER NOT NULL,
+    user TEXT NOT NULL,
+    chat INTEGER NOT NULL,
+    message INTEGER NOT NULL,
+    PRIMARY KEY (bot, user)
+)"""
+_SCHEMA = f"""
+CREATE TABLE offsets (bot INTEGER PRIMARY KEY, next INTEGER NOT NULL);
+{_INBOX}
+{_NOTES};
 CREATE TABLE outbox (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     bot INTEGER NOT NULL,
@@ -59,12 +92,32 @@ CREATE TABLE outbox (
     error TEXT NOT NULL DEFAULT '',
     changed REAL NOT NULL,
     edits INTEGER,                         -- the row whose message this one changes
+    thread INTEGER,
+    arrived REAL NOT NULL DEFAULT 0,
     UNIQUE (caller, key)
 );
 CREATE INDEX outbox_unsent ON outbox (chat, id) WHERE state IN ('stored', 'sending');
 CREATE INDEX outbox_of_inbox ON outbox (inbox)
 """
-_UPGRADES = {1: "ALTER TABLE outbox ADD COLUMN edits INTEGER"}
+_OF_2 = "id, bot, update_id, user, chat, message, kind, text, callback, target, state, generation, boot, changed"
+_UPGRADES = {
+    1: "ALTER TABLE outbox ADD COLUMN edits INTEGER",
+    2: f"""
+ALTER TABLE outbox ADD COLUMN thread INTEGER;
+ALTER TABLE outbox ADD COLUMN arrived REAL NOT NULL DEFAULT 0;
+UPDATE outbox SET arrived = changed;
+DROP INDEX inbox_unfinished;
+ALTER TABLE inbox RENAME TO inbox_2;
+{_INBOX}
+INSERT INTO inbox ({_OF_2}, arrived) SELECT {_OF_2}, changed FROM inbox_2;
+DROP TABLE inbox_2;
+ALTER TABLE notes RENAME TO notes_2;
+{_NOTES};
+INSERT INTO notes SELECT coalesce((SELECT bot FROM inbox ORDER BY id DESC LIMIT 1), 0), user, chat, message
+    FROM notes_2;
+DROP TABLE notes_2
+""",
+}
 
 
 class InboxRow(msgspec.Struct):
@@ -83,6 +136,12 @@ class InboxRow(msgspec.Struct):
     state: InboxState
     generation: str
     boot: str
+    thread: int | None = None
+    content: str = ""
+    bundle: str = ""
+    settles: float = 0.0
+    leader: int | None = None
+    error: str = ""
 
     @property
     def turn(self) -> str:
@@ -105,6 +164,7 @@ class OutboxRow(msgspec.Struct):
     state: OutboxState
     message: int | None
     edits: int | None = None
+    thread: int | None = None
 
 
 INBOX_COLUMNS = ", ".join(InboxRow.__struct_fields__)
@@ -113,7 +173,7 @@ OUTBOX_COLUMNS = ", ".join(OutboxRow.__struct_fields__)
 
 def open_tables(directory: Path) -> Store:
     """The database in the bot's state directory. Raises StoreError."""
-    return Store(directory / "queue.db", _SCHEMA, version=2, upgrades=_UPGRADES)
+    return Store(directory / "queue.db", _SCHEMA, version=3, oldest=2, upgrades=_UPGRADES)
 
 
 def now() -> float:

@@ -28,8 +28,9 @@ class Store:
 
     `durable` commits reach the disk before `write` returns (synchronous=FULL); else they survive the process but
     not a power cut (NORMAL). Another process that has the file is waited for, `patience` seconds. `upgrades` are the
-    statements that lead from a version to the next. Raises StoreError when the file is corrupt, in use, or of a
-    newer version.
+    statements that lead from a version to the next. A file of a newer version is taken where that one's program wrote
+    into it that version `oldest` can read it too: an upgrade that fails must find its way back. Raises StoreError when
+    the file is corrupt, in use, or too new.
     """
 
     def __init__(
@@ -38,11 +39,13 @@ class Store:
         schema: str,
         *,
         version: int = 1,
+        oldest: int | None = None,
         upgrades: Mapping[int, str] | None = None,
         durable: bool = True,
         patience: float = 5.0,
     ) -> None:
         self.path, self.version, self.upgrades = path, version, upgrades or {}
+        self.oldest = oldest or version
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._connection = self._open(schema, durable, patience)
         self._thread = threading.Thread(target=self._work, name=path.stem, daemon=True)
@@ -71,12 +74,14 @@ class Store:
         connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
         connection.execute("PRAGMA cache_size=-1024")
         (found,) = connection.execute("PRAGMA user_version").fetchone()
+        (oldest,) = connection.execute("PRAGMA application_id").fetchone()
         steps = [schema] if found == 0 else [self.upgrades.get(n, "") for n in range(found, self.version)]
-        if found > self.version or not all(steps):
+        if (found > self.version and not 0 < oldest <= self.version) or not all(steps):
             raise StoreError(f"{self.path}: version {found}, this program knows {self.version}: upgrade Kai")
         if steps:
             change = "; ".join(steps)
-            connection.executescript(f"BEGIN IMMEDIATE; {change}; PRAGMA user_version={self.version}; COMMIT")
+            marks = f"PRAGMA user_version={self.version}; PRAGMA application_id={self.oldest}"
+            connection.executescript(f"BEGIN IMMEDIATE; {change}; {marks}; COMMIT")
         (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
             raise StoreError(f"{self.path}: damaged ({verdict}): restore it from a backup or move it away")

@@ -61,6 +61,14 @@ def test_a_newer_version_is_refused(tmp_path: Path) -> None:
         Store(tmp_path / "a.db", SCHEMA)
 
 
+def test_a_newer_version_that_says_this_one_can_read_it_is_taken_as_it_is(tmp_path: Path) -> None:
+    Store(tmp_path / "a.db", SCHEMA, version=3, oldest=2).close()
+    Store(tmp_path / "a.db", SCHEMA, version=2).close()
+    with pytest.raises(StoreError, match="version 3, this program knows 1: upgrade Kai"):
+        Store(tmp_path / "a.db", SCHEMA, version=1)
+    Store(tmp_path / "a.db", SCHEMA, version=3, oldest=2).close()
+
+
 async def test_a_full_disk_is_told_and_work_goes_on_when_there_is_room(tmp_path: Path) -> None:
     store = Store(tmp_path / "a.db", "CREATE TABLE t (n BLOB)")
     await store.write(lambda db: db.execute("PRAGMA max_page_count=8"))

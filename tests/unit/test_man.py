@@ -12,13 +12,14 @@ import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import msgspec
 import pytest
 
 import kai.inner
 import kai.interfaces
+from kai.agent.turns import Ended
 from kai.bot.commands import TABLE, synopsis
 from kai.bot.tables import InboxState, OutboxState
 from kai.cli.main import build_parser
@@ -84,7 +85,7 @@ def commands(parser: argparse.ArgumentParser, name: str = "") -> Iterator[tuple[
 def described(page: str) -> dict[str, str]:
     """Command → what its entry in COMMANDS says, in mdoc."""
     text = source(page).partition("\n.Sh COMMANDS\n")[2].partition("\n.Sh ")[0]
-    parts = re.split(r"^\.It Ic ((?:[a-z]+ ?)+)", text, flags=re.MULTILINE)[1:]
+    parts = re.split(r"^\.It Ic ((?:[a-z-]+ ?)+)", text, flags=re.MULTILINE)[1:]
     return {name.strip(): body for name, body in zip(parts[::2], parts[1::2], strict=True)}
 
 
@@ -159,9 +160,14 @@ def test_every_interface_has_a_page() -> None:
     assert {name.rpartition(".")[0] for name in methods()} == set(INTERFACES)
 
 
-def test_every_state_of_inbox_and_outbox_is_named() -> None:
-    states = set(re.findall(r"[a-z]+", sections("kai-bot.8")["STATES"]))
-    assert {*get_args(InboxState), *get_args(OutboxState)} <= states
+STATES = {"INBOX": InboxState, "JOURNAL": Literal["running", Ended], "OUTBOX": OutboxState}
+
+
+@pytest.mark.parametrize(("place", "states"), STATES.items())
+def test_the_states_of_the_queue_are_those_of_the_code(place: str, states: Any) -> None:
+    text = sections("kai-queue.5")[place]
+    tags = re.findall(r"^ {5}(\w+(?:, \w+)*)(?: {2,}|$)", text, re.MULTILINE)
+    assert {word for tag in tags for word in tag.split(", ")} == set(get_args(states))
 
 
 def test_kai_1_describes_every_command_and_no_other() -> None:
