@@ -77,14 +77,18 @@ def groups_of(user: User) -> set[tuple[str, str]]:
     }
 
 
-def directories_of(user: User, work_group: str) -> list[Directory]:
-    """The user's directories, parents first. `work_group` is the primary group of the work account."""
+def directories_of(user: User, work_group: str, *, retention: int = 0) -> list[Directory]:
+    """The user's directories, parents first. `work_group` is the primary group of the work account.
+
+    Received files are kept for `retention` days since they came, 0 for good.
+    """
     base, own, work = STATE / user.name, user.supervisor_account, user.work_account
+    received = f"mM:{retention}d" if retention else "-"
     return [
         Directory(base, 0o750, "root", own),
         Directory(base / "state", 0o700, own, own),
         Directory(base / "history", 0o2750, own, own),
-        Directory(base / "files", 0o2750, own, own),
+        Directory(base / "files", 0o2750, own, own, age=received),
         Directory(base / "memory", 0o2770, own, own),
         Directory(base / "work", 0o700, work, work_group),
         Directory(base / "tmp", 0o700, work, work_group, age="10d"),  # as the host's /tmp

@@ -114,7 +114,7 @@ def plan(config: Config, host: Host) -> list[Step]:
     users = config.users
     steps = _revoke(users, host)
     steps += _accounts(users, host)
-    steps += _directories(users, host)
+    steps += _directories(config, host)
     steps += _file(
         host,
         accounts.SUDOERS,
@@ -179,8 +179,13 @@ def _accounts(users: Sequence[User], host: Host) -> list[Step]:
     return steps
 
 
-def _directories(users: Sequence[User], host: Host) -> list[Step]:
-    wanted = [each for user in users for each in accounts.directories_of(user, _work_group(user, host))]
+def _directories(config: Config, host: Host) -> list[Step]:
+    retention = config.kai.file_retention_days
+    wanted = [
+        each
+        for user in config.users
+        for each in accounts.directories_of(user, _work_group(user, host), retention=retention)
+    ]
     steps = _file(host, accounts.TMPFILES, accounts.tmpfiles(wanted))
     new = {each.path for each in wanted if host.stat(each.path) is None}
     missing = [

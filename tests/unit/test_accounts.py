@@ -192,6 +192,16 @@ def test_every_directory_lies_below_one_that_is_roots(host: FakeHost) -> None:
     }  # fmt: skip
 
 
+def test_received_files_are_kept_for_as_long_as_the_configuration_says_and_nothing_else_is_removed() -> None:
+    def ages(retention: int) -> dict[str, str]:
+        lines = accounts.tmpfiles(accounts.directories_of(BOB, "kai-w-bob", retention=retention)).splitlines()
+        return {line.split()[1].rpartition("/")[2]: line.split()[5] for line in lines if line.startswith("d ")}
+
+    kept = ages(0)
+    assert kept["files"] == "-"
+    assert ages(30) == {**kept, "files": "mM:30d"}
+
+
 def test_a_user_who_is_gone_loses_door_rule_and_groups_but_no_data(host: FakeHost) -> None:
     carry_out(of(ALICE, BOB), host)
     host.active.add("kai-agent@bob.service")
