@@ -2,7 +2,8 @@
 
 Calls of one connection are worked on one after another, and the answer is drained before the next call is read:
 a client that doesn't read is not read from. Under a stream the connection is watched, so that a client that goes
-away ends the work that was done for it.
+away ends the work that was done for it. Descriptors are taken from callers whose table has a method for them, and end
+with the call that they came with.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 
@@ -35,17 +36,15 @@ from kai.lib.varlink import (
     Reply,
     Request,
     encode,
-    read_message,
 )
+from kai.lib.wire import Wire, close_all
 
 MISCONFIGURED_LIFE = 3.0
 """Seconds that a daemon answers `Misconfigured` before it leaves: well over systemd's limit of 20 starts in 2 s."""
 logger = logging.getLogger(__name__)
 Emit = Callable[[Any], Awaitable[None]]
-PlainHandler = Callable[[Peer, Any], Awaitable[msgspec.Struct]]
-StreamHandler = Callable[[Peer, Any, Emit], Awaitable[msgspec.Struct]]
-
-Handlers = dict[type[Call[Any]], PlainHandler | StreamHandler]
+Handler = Callable[..., Awaitable[msgspec.Struct]]
+Handlers = dict[type[Call[Any]], Handler]
 
 
 class Information(msgspec.Struct):
@@ -67,9 +66,11 @@ class Describe(msgspec.Struct):
 class Server:
     """Answers calls on one handed-over socket.
 
-    `handlers` maps a method to `async def handler(peer, call)` or, for a stream, `handler(peer, call, emit)`;
-    what a handler returns is the answer, or a stream's last item. With `misconfigured` set, every call that the
-    caller table admits is answered with that error and nothing else is done.
+    `handlers` maps a method to `async def handler(peer, call)` or, for a stream, `handler(peer, call, emit)`; what a
+    handler returns is the answer, or a stream's last item. The handler of a method that takes descriptors gets their
+    list after `call`. Those that are in the list when it returns are closed: what it takes out is its own to close.
+    With `misconfigured` set, every call that the caller table admits is answered with that error and nothing else is
+    done.
     """
 
     def __init__(
@@ -87,34 +88,33 @@ class Server:
         self.listener = Listener(daemon, socket_name, self._connection, peers)
 
     async def _connection(self, connection: socket.socket, peer: Peer) -> None:
-        reader = asyncio.StreamReader(limit=MAX_MESSAGE)
-        loop = asyncio.get_running_loop()
-        protocol = asyncio.StreamReaderProtocol(reader)
-        transport, _ = await loop.connect_accepted_socket(lambda: protocol, connection)
-        writer = asyncio.StreamWriter(transport, protocol, reader, loop)
+        most = max((kind.DESCRIPTORS for kind, _ in self.methods.values() if kind.CALLERS & peer.roles), default=0)
+        wire = Wire(connection, most=most, expecting=True)
         try:
-            await _Connection(self, reader, writer, peer).serve()
+            await _Connection(self, wire, peer).serve()
         except ConnectionError:
             pass
         except ValueError as error:
             logger.warning("closed the connection of %s: %s", peer, error)
         finally:
-            writer.close()
+            wire.close()
 
 
 class _Connection:
-    def __init__(self, server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer: Peer) -> None:
-        self.server, self.reader, self.writer, self.peer = server, reader, writer, peer
+    def __init__(self, server: Server, wire: Wire, peer: Peer) -> None:
+        self.server, self.wire, self.peer = server, wire, peer
         self.ahead: asyncio.Task[bytes | None] | None = None
 
     async def serve(self) -> None:
         try:
             while (message := await self._next()) is not None:
+                descriptors, too_many = self.wire.collect()
                 try:
-                    request = msgspec.json.decode(message, type=Request)
-                except msgspec.DecodeError as error:
-                    raise ValueError(f"not a Varlink call: {error}") from None
-                await self._answer(request)
+                    await self._answer(_request(message), descriptors, too_many=too_many)
+                finally:
+                    close_all(descriptors)
+                if self.wire.buffered:
+                    await asyncio.sleep(0)  # the others' turn between the calls of one that sends many at once
         finally:
             if self.ahead:
                 self.ahead.cancel()
@@ -123,11 +123,11 @@ class _Connection:
         if self.ahead:
             task, self.ahead = self.ahead, None
             return await task
-        return await read_message(self.reader)
+        return await self.wire.receive()
 
-    async def _answer(self, request: Request) -> None:
+    async def _answer(self, request: Request, descriptors: list[int], *, too_many: bool) -> None:
         try:
-            await self._dispatch(request)
+            await self._dispatch(request, descriptors, too_many=too_many)
         except Fault as fault:
             if isinstance(fault, PermissionDenied | InvalidParameter):
                 logger.warning("refused %s of %s: %s", request.method, self.peer, fault.message)
@@ -138,8 +138,9 @@ class _Connection:
             logger.exception("%s of %s failed", request.method, self.peer)
             await self._refuse(request, Internal(f"{request.method} failed; the journal says why"))
 
-    async def _dispatch(self, request: Request) -> None:
+    async def _dispatch(self, request: Request, descriptors: list[int], *, too_many: bool) -> None:
         if request.method.startswith("org.varlink.service."):
+            _admit(request, len(descriptors), 0, too_many=too_many)
             await self._send(request, self._service(request))
             return
         if request.method not in self.server.methods:
@@ -154,23 +155,25 @@ class _Connection:
             raise Misconfigured(self.server.misconfigured)
         if kind.STREAM and not request.more:
             raise ExpectedMore(request.method)
+        _admit(request, len(descriptors), kind.DESCRIPTORS, too_many=too_many)
         try:
             call = msgspec.json.decode(request.parameters, type=kind)
         except msgspec.DecodeError as error:
             raise InvalidParameter(str(error)) from None
+        arguments = (self.peer, call, descriptors) if kind.DESCRIPTORS else (self.peer, call)
         if kind.STREAM:
-            await self._stream(request, call, cast(StreamHandler, handler))
+            await self._stream(request, handler, arguments)
         else:
-            await self._send(request, await cast(PlainHandler, handler)(self.peer, call))
+            await self._send(request, await handler(*arguments))
 
-    async def _stream(self, request: Request, call: Call[Any], handler: StreamHandler) -> None:
+    async def _stream(self, request: Request, handler: Handler, arguments: tuple[Any, ...]) -> None:
         """Send items as they come, the handler's return value last; end the handler when the client goes away."""
 
         async def emit(item: msgspec.Struct) -> None:
             await self._send(request, item, continues=True)
 
-        self.ahead = asyncio.ensure_future(read_message(self.reader))
-        work = asyncio.ensure_future(handler(self.peer, call, emit))
+        self.ahead = asyncio.ensure_future(self.wire.receive())
+        work = asyncio.ensure_future(handler(*arguments, emit))
         try:
             await asyncio.wait({work, self.ahead}, return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
@@ -198,8 +201,7 @@ class _Connection:
             fault = Internal(f"the answer to {request.method} is too long")
             body = msgspec.Raw(msgspec.json.encode({fault.PARAMETER: fault.message}))
             data = encode(Reply(parameters=body, error=fault.NAME))
-        self.writer.write(data)
-        await self.writer.drain()
+        await self.wire.send(data)
 
     def _service(self, request: Request) -> msgspec.Struct:
         """org.varlink.service: introspection is open to every caller that the socket admits."""
@@ -218,6 +220,19 @@ class _Connection:
         if wanted not in self.server.interfaces:
             raise InterfaceNotFound(wanted)
         return Description(idl.describe(wanted))
+
+
+def _request(message: bytes) -> Request:
+    try:
+        return msgspec.json.decode(message, type=Request)
+    except msgspec.DecodeError as error:
+        raise ValueError(f"not a Varlink call: {error}") from None
+
+
+def _admit(request: Request, given: int, most: int, *, too_many: bool) -> None:
+    """Raise InvalidParameter for more descriptors than the method takes."""
+    if too_many or given > most:
+        raise InvalidParameter(f"descriptors: {request.method} takes {f'at most {most}' if most else 'none'}")
 
 
 SERVICE_DESCRIPTION = """\

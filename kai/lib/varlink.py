@@ -7,7 +7,6 @@ code are one text. Source: https://varlink.org/Method-Call
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -31,6 +30,7 @@ class Call(msgspec.Struct, Generic[R]):
     REPLY: ClassVar[type[Any]]
     STREAM: ClassVar[bool]
     CALLERS: ClassVar[frozenset[str]]
+    DESCRIPTORS: ClassVar[int]
 
 
 class Fault(Exception):
@@ -95,11 +95,17 @@ class Unavailable(Exception):
 METHODS: dict[str, type[Call[Any]]] = {}
 
 
-def method(name: str, *, reply: type[Any], callers: set[str], stream: bool = False) -> Callable[[S], S]:
-    """Declare a struct to be the method `name`, callable by the peers in `callers` and by nobody else."""
+def method(
+    name: str, *, reply: type[Any], callers: set[str], stream: bool = False, descriptors: int = 0
+) -> Callable[[S], S]:
+    """Declare a struct to be the method `name`, callable by the peers in `callers` and by nobody else.
+
+    With `descriptors`, so many open files at the most may come with a call.
+    """
 
     def declare(cls: S) -> S:
         cls.NAME, cls.REPLY, cls.STREAM, cls.CALLERS = name, reply, stream, frozenset(callers)
+        cls.DESCRIPTORS = descriptors
         METHODS[name] = cls
         return cls
 
@@ -126,17 +132,3 @@ class Reply(msgspec.Struct, omit_defaults=True):
 
 def encode(message: Request | Reply) -> bytes:
     return msgspec.json.encode(message) + b"\0"
-
-
-async def read_message(reader: asyncio.StreamReader) -> bytes | None:
-    """The next message without its NUL, or None at the end of the connection.
-
-    Raises ValueError when the peer sends more than MAX_MESSAGE without a NUL: the reader was made with that
-    limit, so its buffer never grows past twice of it.
-    """
-    try:
-        return (await reader.readuntil(b"\0"))[:-1]
-    except (asyncio.IncompleteReadError, ConnectionError):
-        return None
-    except asyncio.LimitOverrunError:
-        raise ValueError(f"message longer than {MAX_MESSAGE} bytes") from None
