@@ -14,9 +14,10 @@ JSON object on one line of standard input. The verbs:
     {"verb": "mkworkspace", "base": "/…", "name": "…"}
         Makes a new directory with a git repository in it and answers {"git": true|false}; or code 403|404|409|424.
         409: it exists already; 404: the directory above it doesn't.
-    {"verb": "read", "root": "/…", "path": "…", "limit": N}
+    {"verb": "read", "root": "/…", "path": "…", "limit": N, "never": ["/…", …]}
         Answers {"size": N, "name": …} and then the N bytes of a regular file beneath root, reached over no
         symbolic link; or {"error": …, "code": 403|404|413}. Fewer bytes than promised: the file shrank meanwhile.
+        Nothing is given out that is in a directory of `never`, which may be left out, wherever root leads.
 
 It runs with the agent's own rights, so it is a convenience and no wall against the agent; the walls are accounts,
 sockets and units. For the same reason it passes on any environment name, LD_PRELOAD too: nothing that the
@@ -27,7 +28,7 @@ Exit status (sysexits.h and the shell's): 1 the answer is an error, 64 arguments
 """
 
 # pathlib would double what this imports:
-# ruff: noqa: PTH110, PTH113, PTH114, PTH119
+# ruff: noqa: PTH110, PTH113, PTH114, PTH115, PTH119
 from __future__ import annotations
 
 import errno
@@ -145,6 +146,11 @@ def _absolute(value: Any) -> str:
 
 def _absolute_or_nothing(value: Any) -> str:
     return "" if value in (None, "") else _absolute(value)
+
+
+def _absolutes_or_nothing(value: Any) -> str:
+    good = value is None or (isinstance(value, list) and not any(_absolute(each) for each in value))
+    return "" if good else "a list of absolute paths"
 
 
 def _command(value: Any) -> str:
@@ -394,11 +400,18 @@ def read(request: dict[str, Any]) -> int:
             raise Denial(403, f"{root}: is a symbolic link") from None
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
             raise Denial(404, f"{path}: no such file") from None
-        reasons = {errno.ELOOP: "leads over a symbolic link", errno.EXDEV: f"leads out of {root or '/'}"}
+        reasons = {
+            errno.ELOOP: "leads over a symbolic link",
+            errno.EXDEV: f"leads out of {root or '/'}",
+            errno.EACCES: "the agent's account has no right to it",
+        }
         raise Denial(403, f"{path}: {reasons.get(error.errno or 0, error.strerror)}") from None
     about = os.fstat(fd)
     if not stat.S_ISREG(about.st_mode):
         raise Denial(403, f"{path}: not a regular file")
+    for directory in request.get("never") or ():
+        if f"{os.readlink(f'/proc/self/fd/{fd}')}/".startswith(f"{os.path.realpath(directory)}/"):
+            raise Denial(403, f"{path}: lies in {directory}, and nothing is given out from there")
     if about.st_size > request["limit"]:
         raise Denial(413, f"{path}: {about.st_size} bytes, more than {request['limit']}")
     answer({"size": about.st_size, "name": os.path.basename(path)})
@@ -431,7 +444,7 @@ VERBS: dict[str, tuple[Callable[[dict[str, Any]], int], dict[str, Check]]] = {
     "find": (find_workspace, {"base": _absolute, "name": _filled}),
     "list": (list_workspaces, {"base": _absolute, "limit": _limit}),
     "mkworkspace": (mkworkspace, {"base": _absolute, "name": _filled}),
-    "read": (read, {"root": _absolute, "path": _filled, "limit": _limit}),
+    "read": (read, {"root": _absolute, "path": _filled, "limit": _limit, "never": _absolutes_or_nothing}),
 }
 
 if __name__ == "__main__":

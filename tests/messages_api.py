@@ -18,6 +18,7 @@ as the real service checks them, because a test must not pass with a request tha
 from __future__ import annotations
 
 import argparse
+import base64
 import collections
 import contextlib
 import json
@@ -35,19 +36,27 @@ from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 LARGEST = 32 * 2**20  # bytes of a request, the service's own limit
+LARGEST_IMAGE = 5 * 2**20  # bytes of an image as base64, likewise
 KEPT = 1000  # requests in the log
 SHOWN = 4000  # characters of any one text in the log
 PIECE = 12  # characters of one text_delta
 
 _NOT_SAID = re.compile(  # what the client puts among the user's words
     r"<(?P<tag>system-reminder|command-[a-z]+|local-command-[a-z]+)>.*?</(?P=tag)>"
-    r"|\[Request interrupted by user[^\]]*\]",
+    r"|\[Request interrupted by user[^\]]*\]"
+    r"|\[Image: source: [^\]]*\]",
     re.DOTALL,
 )
 _CONVENTION = re.compile(
     r"^(?:(?P<name>say|run|write|fail):[ ]?|slow:[ ]?(?P<seconds>[0-9.]+)[ ]|(?P<word>echo-system|echo-history|hang)$)",
     re.MULTILINE,
 )
+_IMAGES = {
+    "image/jpeg": b"\xff\xd8\xff",
+    "image/png": b"\x89PNG\r\n\x1a\n",
+    "image/gif": b"GIF8",
+    "image/webp": b"RIFF",
+}
 _KINDS = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -269,6 +278,25 @@ def _check_texts(where: str, content: Any) -> None:
             raise Refusal(400, f"{where}.{number}.type: Field required")
         if block["type"] == "text" and not block.get("text"):
             raise Refusal(400, f"{where}.{number}: text content blocks must be non-empty")
+        if block["type"] == "image":
+            _check_image(f"{where}.{number}.image.source", block.get("source"))
+
+
+def _check_image(where: str, source: Any) -> None:
+    """An image as base64, of the type that it says it has."""
+    if not isinstance(source, dict) or source.get("type") != "base64":
+        raise Refusal(400, f"{where}.type: only base64 is known here")
+    data, kind = str(source.get("data")), source.get("media_type")
+    if kind not in _IMAGES:
+        raise Refusal(400, f"{where}.media_type: Input should be {', '.join(_IMAGES)}")
+    if len(data) > LARGEST_IMAGE:
+        raise Refusal(400, f"{where}.base64: image exceeds 5 MB maximum: {len(data)} bytes > {LARGEST_IMAGE} bytes")
+    try:
+        raw = base64.b64decode(data, validate=True)
+    except ValueError:
+        raise Refusal(400, f"{where}.base64: invalid base64 data") from None
+    if not raw.startswith(_IMAGES[kind]):
+        raise Refusal(400, f"{where}: The image was specified using the {kind} media type, but does not appear to be")
 
 
 def _blocks(content: Any) -> list[dict[str, Any]]:

@@ -31,9 +31,9 @@ class Context(msgspec.Struct, frozen=True):
     `session` is the id of a session to resume, "" for a fresh one. `system_prompt` (Markdown) is identity, memory
     and the rest of S6, made new for each start. `door` is the launcher's command: sudo and kai-inner, without
     arguments of ours. `model_door` is the socket of kai-proxy's model door, "" where there is none. With `ask`, the
-    agent asks before what it may not do by itself, except reading and writing in `memory`, its own directory.
-    `allowed` are the patterns of approvals that need not be asked for again in this session. `budget_usd` is what
-    this process may spend, 0 for no limit.
+    agent asks before what it may not do by itself, except reading and writing in `memory`, its own directory, and
+    reading in `files`, which has what its user sent. `allowed` are the patterns of approvals that need not be asked
+    for again in this session. `budget_usd` is what this process may spend, 0 for no limit.
     """
 
     user: str
@@ -50,6 +50,7 @@ class Context(msgspec.Struct, frozen=True):
     allowed: tuple[str, ...] = ()
     budget_usd: float = 0.0
     memory: Path | None = None
+    files: Path | None = None
 
 
 class AgentDied(Exception):
@@ -70,6 +71,9 @@ class AgentBackend(abc.ABC):
     @abc.abstractmethod
     def turn(self, prompt: list[Part]) -> AsyncIterator[Event]:
         """Run one turn. The last event is `done`, and there is exactly one.
+
+        A part of kind `file` has what the agent is told of it in `text`, and its path in `name`. With `mime` set it is
+        an image of that type, to be shown to the model too where the engine can; see `kai.agent.images`.
 
         An agent that dies in the turn ends it with `done`, outcome `failed`, reason `died`; the backend is then dead.
         One that has spent its `budget_usd` ends it with reason `budget`. A tool event has the id of its `call`. An

@@ -19,7 +19,7 @@ from typing import Literal
 
 import msgspec
 
-from kai.agent import permission
+from kai.agent import images, permission
 from kai.agent.backend import SESSION_ID, AgentBackend, AgentDied, Context, Ending
 from kai.agent.failures import TOO_LONG, failure, why_it_died
 from kai.agent.process import MAX_LINE, AgentProcess
@@ -74,6 +74,7 @@ def request(context: Context) -> Message:
         if context.memory:  # its memory is its own; `//` begins an absolute path in the CLI's rules
             allowed += [f"{tool}(/{context.memory}/**)" for tool in ("Read", "Edit", "Write")]
             command += ["--add-dir", str(context.memory)]
+        allowed += [f"Read(/{context.files}/**)"] if context.files else []
         command += ["--allowedTools", *allowed] if allowed else []
     if context.budget_usd > 0:  # what a sum of floats leaves over would be printed as 0, and the CLI refuses to start
         command += ["--max-budget-usd", f"{max(context.budget_usd, LEAST_BUDGET):.6f}"]
@@ -87,6 +88,19 @@ def request(context: Context) -> Message:
         "environment": {**ENVIRONMENT, **dict(context.environment)},
         "model_door": context.model_door,
     }
+
+
+async def _content(prompt: list[Part]) -> list[Message]:
+    """A prompt as blocks. The CLI makes images smaller by itself, to what its model takes."""
+    shown = await asyncio.to_thread(images.load, prompt) if any(piece.mime for piece in prompt) else {}
+    content: list[Message] = []
+    for piece in prompt:
+        if piece.text:
+            content.append({"type": "text", "text": piece.text})
+        if piece.name in shown:
+            source = {"type": "base64", "media_type": piece.mime, "data": shown[piece.name]}
+            content.append({"type": "image", "source": source})
+    return content
 
 
 class _Turn:
@@ -194,9 +208,12 @@ class ClaudeBackend(AgentBackend):
             return
         turn = self._turn = _Turn(begun=not (self._own_turn or self._lifecycle))
         self._questions.begin()
-        content = [{"type": "text", "text": piece.text} for piece in prompt]
-        self._send({"type": "user", "uuid": turn.uuid, "message": {"role": "user", "content": content}})
         try:
+            content = await _content(prompt)
+            if turn.interrupting:  # meanwhile
+                await self._end(turn, Event(kind="done", outcome="interrupted"))
+            else:
+                self._send({"type": "user", "uuid": turn.uuid, "message": {"role": "user", "content": content}})
             while True:
                 event = await turn.events.get()
                 yield event

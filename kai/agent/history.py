@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,7 +20,7 @@ LONGEST_TAIL = 16 << 20
 
 
 class Line(msgspec.Struct):
-    """`ts` is ISO-8601 in UTC, `dir` who spoke."""
+    """`ts` is ISO-8601 in UTC, `dir` who spoke; `media` are the paths of the files that came with it."""
 
     ts: str
     dir: str
@@ -27,10 +29,10 @@ class Line(msgspec.Struct):
     media: list[str] = []
 
 
-def append(directory: Path, *, dir: str, turn: str, text: str) -> None:
+def append(directory: Path, *, dir: str, turn: str, text: str, media: Sequence[str] = ()) -> None:
     """Add a message to today's file. A full disk costs the line and says so, never the turn."""
     now = datetime.now(UTC)
-    line = Line(ts=now.isoformat(timespec="milliseconds"), dir=dir, turn=turn, text=text)
+    line = Line(ts=now.isoformat(timespec="milliseconds"), dir=dir, turn=turn, text=text, media=list(media))
     try:
         fd = os.open(
             directory / f"{now:%Y-%m-%d}.jsonl",
@@ -45,6 +47,17 @@ def append(directory: Path, *, dir: str, turn: str, text: str) -> None:
         logger.error("history: %s: %s; this message is not in it", directory, error.strerror)
 
 
+def has_answer(directory: Path, turn: str) -> bool:
+    """Whether an answer of this turn is among the last lines of the last two days that have any."""
+    for path in sorted(directory.glob("????-??-??.jsonl"), reverse=True)[:2]:
+        for raw in _last_lines(path):
+            with suppress(msgspec.DecodeError):
+                line = msgspec.json.decode(raw, type=Line)
+                if line.turn == turn and line.dir == "assistant":
+                    return True
+    return False
+
+
 def recent(directory: Path) -> list[Line]:
     """The last messages of the last few days that have any, oldest first, each cut to RECALLED_LENGTH."""
     lines: list[Line] = []
@@ -57,6 +70,7 @@ def recent(directory: Path) -> list[Line]:
                 continue  # cut off by a crash or a full disk
             if len(line.text) > RECALLED_LENGTH:
                 line.text = line.text[:RECALLED_LENGTH] + "…"
+            line.text = " ".join((line.text, *(f"[File: {path}]" for path in line.media))).strip()
             day.append(line)
         lines = day + lines
         if len(lines) >= RECALLED:

@@ -178,4 +178,5 @@ class Setup:
             allowed=tuple(sorted(await self.turns.allowed(session))),
             budget_usd=max(float(self.value("budget")) - session.cost_usd, 0.0),
             memory=self.base / "memory",
+            files=self.base / "files",
         )

@@ -45,6 +45,7 @@ from kai.demo.agent_io import (
     new_id,
     parse,
     prompt_text,
+    received,
     rules,
     usage,
     words,
@@ -82,6 +83,7 @@ thing: your message went through the queue, the bot and the supervisor, and so d
 - `id` says who and where I am; `prompt` shows the instructions I was started with; `env` my environment
 - `agent 5 TEXT` works quietly for 5 s; `tools 7` makes 7 tool calls; `cost 0.5` makes a turn cost that many dollars
 - `silent 60` says nothing for a minute; `deaf 60` doesn't hear Stop either
+- send a file or a photo: I say what I got
 - `die` ends me in the middle of the answer, so that you see what Kai makes of it
 
 `/help` lists Kai's own commands."""
@@ -331,6 +333,8 @@ class Agent:
             sys.stderr.write("the offline agent ends itself because it was told to `die`\n")
             sys.stderr.flush()
             os._exit(70)
+        if told := received(text):
+            return self.say(words(told))
         return self.say(words(HELP if text == "help" else f"I can't think about that: {HELP}"))
 
     def whoami(self) -> str:

@@ -6,6 +6,7 @@ Standard library only, and as little of it as possible, for the agent is to star
 from __future__ import annotations
 
 import argparse
+import binascii
 import json
 import os
 import re
@@ -20,6 +21,8 @@ from typing import Any, NoReturn
 OUTPUT_LIMIT = 30_000
 """Bytes of a command's output that are kept; of a longer one, the first and the last half."""
 SESSION_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+FILE = re.compile(r"\[File: (/.+) \([^()]*\)\]")
+IMAGE = re.compile(r"\[Image: (.+)\]")
 Message = dict[str, Any]
 
 
@@ -270,16 +273,40 @@ class Command:
 
 
 def prompt_text(message: Message) -> str:
-    """The words of a user message: a string, or the text blocks of a list."""
+    """The words of a user message: a string, or the text blocks of a list; a line in brackets stands for an image."""
     try:
         if message["message"]["role"] != "user":
             fail(f"Error: Expected message role 'user', got '{message['message']['role']}'")
         content = message["message"]["content"]
         if isinstance(content, str):
             return content
-        return "\n".join(str(block["text"]) for block in content if block["type"] == "text")
+        return "\n".join(map(block_text, content))
     except (TypeError, KeyError) as error:
         fail(f"Error: malformed user message: {error!r}")
+
+
+def block_text(block: Message) -> str:
+    """A block of a prompt as text."""
+    if block["type"] == "text":
+        return str(block["text"])
+    if block["type"] != "image" or block["source"]["type"] != "base64":
+        fail(f"Error: unknown content block: {block['type']}")
+    size = len(binascii.a2b_base64(block["source"]["data"]))
+    return f"[Image: {block['source']['media_type']}, {size} bytes]"
+
+
+def received(text: str) -> str:
+    """What is to be told of the files and images in a prompt, "" when it has none."""
+    told = []
+    for line in text.splitlines():
+        if file := FILE.fullmatch(line):
+            try:
+                told.append(f"I can read `{file[1]}`: {len(Path(file[1]).read_bytes())} bytes.")
+            except OSError as error:
+                told.append(f"I can't read `{file[1]}`: {error.strerror}.")
+        elif image := IMAGE.fullmatch(line):
+            told.append(f"I was shown an image: {image[1]}.")
+    return "\n".join(told)
 
 
 class Parser(argparse.ArgumentParser):

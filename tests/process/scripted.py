@@ -80,7 +80,7 @@ class Supervisor:
     async def hello(self, peer: Peer, call: Hello) -> Journal:
         return Journal(generation="g", boot="b")
 
-    async def start(self, peer: Peer, call: Start, emit: Emit) -> Event:
+    async def start(self, peer: Peer, call: Start, descriptors: list[int], emit: Emit) -> Event:
         self.turns[call.turn] = text = call.prompt[0].text
         await emit(Event(kind="started", session="s"))
         if text != "wait":
