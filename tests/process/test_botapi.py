@@ -564,3 +564,15 @@ async def test_a_stopped_server_ends_waiting_polls_and_can_start_again(api: BotA
     port = api.port
     assert await api.start(port=port) == port
     assert await bot.get_me()
+
+
+async def test_a_topic_is_there_until_it_is_deleted(api: BotApi, bot: Bot) -> None:
+    api.open_topic(ALICE, 7)
+    assert (await bot.send_message(ALICE, "x", message_thread_id=7)).message_thread_id == 7
+    await bot.send_chat_action(ALICE, "typing", message_thread_id=7)
+    assert api.message_view(ALICE, api.say(ALICE, "y", thread=7).message_id).wire["message_thread_id"] == 7
+    api.close_topic(ALICE, 7)
+    with pytest.raises(BadRequest, match="Message thread not found"):
+        await bot.send_message(ALICE, "x", message_thread_id=7)
+    with pytest.raises(ValueError, match="topic 7"):
+        api.say(ALICE, "y", thread=7)

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 from telegram import Bot
-from telegram.error import Conflict, InvalidToken, NetworkError, RetryAfter, TimedOut
+from telegram.error import Conflict, Forbidden, InvalidToken, NetworkError, RetryAfter, TimedOut
 from telegram.request import HTTPXRequest
 
 from kai.demo.botapi.faults import Fault
@@ -205,3 +205,12 @@ async def test_logs_are_bounded() -> None:
     seen = api.changes(0)
     assert (len(seen.changes), seen.missed) == (5, True)
     assert not api.changes(seen.version - 2).missed
+
+
+async def test_any_refusal_can_be_had_in_telegrams_words(api: BotApi, bot: Bot) -> None:
+    api.add_fault(Fault(kind="refuse", code=403, description="Forbidden: user is deactivated"))
+    with pytest.raises(Forbidden, match="user is deactivated"):
+        await bot.send_message(ALICE, "x")
+    for code, description in ((403, "Bad Request: x"), (500, "Internal"), (400, "")):
+        with pytest.raises(ValueError, match="fault refuse"):
+            api.add_fault(Fault(kind="refuse", code=code, description=description))

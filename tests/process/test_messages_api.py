@@ -183,6 +183,11 @@ def test_a_tool_that_was_not_offered_is_not_called(api: MessagesAPI) -> None:
     assert (answer["stop_reason"], answer["content"][0]["input"]["command"]) == ("tool_use", "id")
 
 
+def _picture(kind: str, data: str) -> dict[str, Any]:
+    source = {"type": "base64", "media_type": kind, "data": data}
+    return {"role": "user", "content": [{"type": "image", "source": source}]}
+
+
 @pytest.mark.parametrize(
     ("change", "status", "complaint"),
     [
@@ -195,6 +200,10 @@ def test_a_tool_that_was_not_offered_is_not_called(api: MessagesAPI) -> None:
         ({"messages": [{"role": "user", "content": 7}]}, 400, "messages.0.content"),
         ({"messages": [{"role": "user", "content": [{"text": "x"}]}]}, 400, "messages.0.content.0.type"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": ""}]}]}, 400, "non-empty"),
+        ({"messages": [_picture("image/tiff", "SUkqAA==")]}, 400, "media_type"),
+        ({"messages": [_picture("image/png", "SUkqAA==")]}, 400, "does not appear to be"),
+        ({"messages": [_picture("image/png", "no base64!")]}, 400, "invalid base64"),
+        ({"messages": [_picture("image/png", "A" * (5 * 2**20 + 4))]}, 400, "exceeds 5 MB"),
         ({"system": [{"type": "text"}]}, 400, "system.0"),
         (
             {

@@ -74,6 +74,14 @@ class ControlClient:
         """See `People.declare_group`."""
         self._ask("declare_group", _NOTHING, chat_id=chat_id, title=title)
 
+    def open_topic(self, chat_id: int, thread: int) -> None:
+        """See `People.open_topic`."""
+        self._ask("open_topic", _NOTHING, chat_id=chat_id, thread=thread)
+
+    def close_topic(self, chat_id: int, thread: int) -> None:
+        """See `People.close_topic`."""
+        self._ask("close_topic", _NOTHING, chat_id=chat_id, thread=thread)
+
     def put_file(
         self, data: bytes, *, name: str = "", mime: str = "", kind: str = "document", declared_size: int | None = None
     ) -> str:
@@ -101,6 +109,7 @@ class ControlClient:
         forward_from: int | str | None = None,
         forward_origin: JsonDict | None = None,
         date: int | None = None,
+        thread: int | None = None,
     ) -> Said:
         """See `People.say`."""
         arguments: JsonDict = {name: value for name, value in locals().items() if name != "self"}

@@ -105,6 +105,8 @@ def file(world: People, file_id: str) -> bytes:
 _VERBS: dict[str, Callable[..., Any]] = {
     "declare_user": People.declare_user,
     "declare_group": People.declare_group,
+    "open_topic": People.open_topic,
+    "close_topic": People.close_topic,
     "say": People.say,
     "edit": People.edit,
     "press": People.press,

@@ -24,6 +24,8 @@ _FRONT_PAGES = {
     504: "Gateway Time-out",
 }
 
+_REFUSALS = {400: "Bad Request: ", 403: "Forbidden: "}
+
 
 class Fault(msgspec.Struct, forbid_unknown_fields=True):
     """One fault.
@@ -36,6 +38,7 @@ class Fault(msgspec.Struct, forbid_unknown_fields=True):
     - flood: 429 with `retry_after`
     - conflict: 409, as for a second getUpdates
     - unauthorized: 401
+    - refuse: any other refusal, `code` (400 or 403) with `description`
     """
 
     kind: FaultKind
@@ -46,6 +49,7 @@ class Fault(msgspec.Struct, forbid_unknown_fields=True):
     seconds: float = 0.0
     retry_after: int = 1
     code: int = 502
+    description: str = ""
     acted: bool = False
     chat_id: int | None = None  # only calls with this chat_id
     fault_id: int = 0
@@ -58,6 +62,8 @@ class Fault(msgspec.Struct, forbid_unknown_fields=True):
             return conflict(_OTHER_POLLER)
         if self.kind == "unauthorized":
             return ApiError(401, "Unauthorized")
+        if self.kind == "refuse":
+            return ApiError(self.code, self.description)
         return None
 
     def page(self) -> bytes:
@@ -85,6 +91,9 @@ class Faults:
             raise ValueError(f"fault kind {fault.kind!r}: expected one of {', '.join(get_args(FaultKind))}")
         if fault.kind == "status" and not 400 <= fault.code <= 599:
             raise ValueError(f"fault code {fault.code}: expected 400 to 599")
+        begins = _REFUSALS.get(fault.code)
+        if fault.kind == "refuse" and (begins is None or not fault.description.startswith(begins)):
+            raise ValueError(f"fault refuse: expected one of {_REFUSALS} as code and beginning of the description")
         if fault.count is not None and fault.count < 1:
             raise ValueError(f"fault count {fault.count}: expected 1 or more, or None for all calls")
         if not 0 <= fault.probability <= 1:

@@ -141,6 +141,7 @@ class Extras:
     def __init__(self, world: World, params: Params) -> None:
         self._world = world
         self._markup = inline_keyboard(params.structure("reply_markup", what="reply keyboard markup"))
+        self._thread = params.integer("message_thread_id")
         self._reply = params.structure("reply_parameters", what="reply parameters")
         if self._reply is not None and not isinstance(self._reply, dict):
             raise bad("object expected as reply parameters")
@@ -150,6 +151,8 @@ class Extras:
     def fields(self, chat: Chat) -> JsonDict:
         """The extras in wire form; ApiError where the reply doesn't fit the chat."""
         fields: JsonDict = {"reply_markup": self._markup} if self._markup else {}
+        if self._thread:
+            fields |= {"message_thread_id": self._thread, "is_topic_message": True}
         if not self._reply:
             return fields
         if str(self._reply.get("chat_id", chat.wire["id"])) != str(chat.wire["id"]):
@@ -186,10 +189,12 @@ def _quote(reply: JsonDict, message: Message) -> JsonDict:
 
 
 def target_chat(world: World, params: Params) -> Chat:
-    """The chat something goes to; the bot has no topics."""
-    if params.integer("message_thread_id"):
+    """The chat something goes to, and the topic in it that is named."""
+    chat = world.chat_for_sending(params.text("chat_id"))
+    thread = params.integer("message_thread_id")
+    if thread and thread not in chat.topics:
         raise bad("message thread not found")
-    return world.chat_for_sending(params.text("chat_id"))
+    return chat
 
 
 def _own_message(world: World, params: Params) -> Message:

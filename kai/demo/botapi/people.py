@@ -70,6 +70,14 @@ class People(World):
             raise ValueError(f"group id {chat_id}: expected a negative number")
         self.chats.setdefault(chat_id, Chat({"id": chat_id, "type": "group", "title": title}, started=True))
 
+    def open_topic(self, chat_id: int, thread: int) -> None:
+        """A topic comes to be in a chat; `thread` is its message_thread_id."""
+        self._chat_of(chat_id, None).topics.add(thread)
+
+    def close_topic(self, chat_id: int, thread: int) -> None:
+        """A topic is deleted; what was said in it stays readable."""
+        self._chat_of(chat_id, None).topics.discard(thread)
+
     def put_file(
         self, data: bytes, *, name: str = "", mime: str = "", kind: str = "document", declared_size: int | None = None
     ) -> str:
@@ -103,18 +111,23 @@ class People(World):
         forward_from: int | str | None = None,
         forward_origin: JsonDict | None = None,
         date: int | None = None,
+        thread: int | None = None,
     ) -> Said:
         """A person sends a message: text, or a file (an id of `put_file`) with `text` as its caption.
 
         `chat_id` is a declared group, else the private chat. Without `entities` bot commands and links are found as
         the apps find them. `forward_from` is a known user's id or a hidden user's name; `forward_origin` any
-        MessageOrigin. `duration` (seconds) is a voice note's, `date` the message's unix time.
+        MessageOrigin. `duration` (seconds) is a voice note's, `date` the message's unix time, `thread` an open topic.
         """
         user = self._speaker(user_id, private=chat_id in (None, user_id))
         chat = self._chat_of(user_id, chat_id)
         fields = self._content(text, entities, document=document, photo=photo, voice=voice, duration=duration)
         if media_group_id is not None:
             fields["media_group_id"] = media_group_id
+        if thread is not None:
+            if thread not in chat.topics:
+                raise ValueError(f"topic {thread}: not open in chat {chat.wire['id']}; open_topic makes one")
+            fields |= {"message_thread_id": thread, "is_topic_message": True}
         if reply_to is not None:
             fields.update(self._reply(chat, reply_to, quote))
         origin = forward_origin or self._origin(forward_from)

@@ -12,7 +12,7 @@ import msgspec
 
 from kai.demo.botapi.answers import JsonDict
 
-FaultKind = Literal["delay", "hold", "drop", "lose", "status", "flood", "conflict", "unauthorized"]
+FaultKind = Literal["delay", "hold", "drop", "lose", "status", "flood", "conflict", "unauthorized", "refuse"]
 
 
 class Said(msgspec.Struct, frozen=True):

@@ -76,6 +76,7 @@ class Chat:
     actions: deque[ActionView] = field(default_factory=lambda: deque(maxlen=_KEPT_NOTES))
     drafts: deque[DraftView] = field(default_factory=lambda: deque(maxlen=_KEPT_NOTES))
     draft: DraftView | None = None  # what is on the screen
+    topics: set[int] = field(default_factory=set)  # message_thread_id of those that there are
 
     @property
     def private(self) -> bool:
