@@ -12,7 +12,7 @@ from collections import Counter
 
 import msgspec
 
-from kai.interfaces import Event, Ran
+from kai.interfaces import Event, Ran, Streaming
 from kai.lib.server import Emit
 
 MOST_TEXT = 128 * 1024
@@ -24,10 +24,13 @@ MOST_TOOLS = 32
 
 
 class LiveTurn:
-    """What is known of one turn so far. With `unattended` nobody sees it, so that nobody can be asked."""
+    """What is known of one turn so far.
 
-    def __init__(self, turn: str, *, unattended: bool = False) -> None:
-        self.id = turn
+    With `unattended` nobody sees it, so that nobody can be asked; `streaming` is how its user wants to see it grow.
+    """
+
+    def __init__(self, turn: str, *, unattended: bool = False, streaming: Streaming = "edit") -> None:
+        self.id, self.streaming = turn, streaming
         self.began, self.since = time.monotonic(), time.time()
         self.text = ""
         self.cut = False
@@ -44,6 +47,8 @@ class LiveTurn:
         self.task: asyncio.Task[None] | None = None
         self.unattended = unattended
         self.stop_asked = False
+        self.drained = False
+        """It is stopped because the supervisor is, and its user has asked for nothing."""
         self.overdue = ""
         self.forced = False
         self.done: Event | None = None
@@ -60,7 +65,7 @@ class LiveTurn:
         elif event.kind == "approval":
             self._approval(event)
         elif event.kind == "started":
-            self.started = msgspec.structs.replace(event, since=self.since)
+            self.started = msgspec.structs.replace(event, since=self.since, streaming=self.streaming)
         self.cost_usd = max(self.cost_usd, event.cost_usd)
         self._pulse()
 
@@ -95,6 +100,11 @@ class LiveTurn:
         self.done = done
         self.ended.set()
         self._pulse()
+
+    async def grown(self, length: int) -> None:
+        """Wait until the text has more than so many characters."""
+        while len(self.text) <= length:
+            await self._changed.wait()
 
     def _pulse(self) -> None:
         self._changed.set()

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from kai.agent import budget, history
+import msgspec
+
+from kai.agent import budget, files, history, sending
 from kai.agent.backend import AgentBackend, AgentDied
 from kai.agent.choices import ChoiceError
 from kai.agent.context import memory_text
@@ -24,6 +26,7 @@ from kai.interfaces import (
     Answer,
     Answered,
     Event,
+    FileSent,
     Hello,
     Join,
     Journal,
@@ -35,6 +38,7 @@ from kai.interfaces import (
     Part,
     Place,
     Retire,
+    SendFile,
     SessionEnded,
     Set,
     Settings,
@@ -56,11 +60,15 @@ from kai.lib.peers import BOT, OPERATOR, Peer
 from kai.lib.server import Emit, Handlers
 from kai.lib.store import StoreError
 from kai.lib.varlink import Busy, Empty, InvalidParameter, Misconfigured
+from kai.lib.wire import close_all
 
 logger = logging.getLogger(__name__)
 LONGEST_ERROR = 4000
+STOPPED = "the agent's supervisor was told to stop before it was over."
 LEAVE_DELAY = 0.3
 """Seconds that those who follow a turn get to take its last event with them."""
+PART_DELAY, PART_PERIOD = 0.1, 1.0
+"""Seconds before the first and between two commits of a turn's text so far: an answer that comes at once costs none."""
 SAVE_PATIENCE = 30.0
 SAVE = (
     "[Kai] This session ends now. If there is something in it that you should remember and that is not in MEMORY.md "
@@ -85,6 +93,15 @@ class Supervisor:
         await self.turns.open(str(self.setup.home))
         await self.setup.open()
         self.seat.session = await self.turns.session(str(self.setup.path))
+        await self._keep_history()
+
+    async def _keep_history(self) -> None:
+        """What an earlier supervisor's last turn had produced is a part of the conversation; it is entered once."""
+        where = self.base / "history"
+        for turn, part in (await self.turns.parts()).items():
+            if not history.has_answer(where, turn):
+                history.append(where, dir="assistant", turn=turn, text=part)
+            await self.turns.drop_part(turn)
 
     def handlers(self) -> Handlers:
         return {
@@ -102,15 +119,17 @@ class Supervisor:
             Workspaces: self.workspaces,
             SwitchWorkspace: self.switch_workspace,
             Memory: self.memory,
+            SendFile: self.send_file,
         }
 
     # ---- turns ----
 
     async def hello(self, peer: Peer, call: Hello) -> Journal:
-        return self.turns.identity
+        return msgspec.structs.replace(self.turns.identity, streaming=self.setup.value("streaming"))
 
-    async def start(self, peer: Peer, call: Start, emit: Emit) -> Event:
+    async def start(self, peer: Peer, call: Start, descriptors: list[int], emit: Emit) -> Event:
         if self.current and self.current.id == call.turn:
+            close_all(descriptors)
             return await self._follow(self.current, emit)
         if self.current or self.visits or self._leaving:
             stored = await self._stored(call.turn)
@@ -118,14 +137,17 @@ class Supervisor:
                 return stored
             busy = self.current or self.visits
             raise Busy("the agent is busy with something else" if busy else "the supervisor is about to leave")
-        live = self.current = LiveTurn(call.turn)  # claimed before the first await: a second Start joins it
+        # Claimed before the first await: a second Start joins it.
+        live = self.current = LiveTurn(call.turn, streaming=self.setup.value("streaming"))
         self.daemon.hold()
-        live.begun = asyncio.create_task(self._begin(live, call.prompt))
+        given, descriptors[:] = descriptors[:], []
+        live.begun = asyncio.create_task(self._begin(live, call.prompt, given))
         return await self._follow(live, emit)
 
-    async def _begin(self, live: LiveTurn, prompt: list[Part]) -> None:
+    async def _begin(self, live: LiveTurn, prompt: list[Part], descriptors: list[int]) -> None:
         """Beside the one who asked: a turn that is entered runs, though he goes away meanwhile."""
         try:
+            prompt = await self._with_files(live.id, prompt, descriptors)
             stored = await self.turns.begin(live.id)
         except BaseException as error:
             self._release()
@@ -137,6 +159,16 @@ class Supervisor:
         else:
             live.finish(stored)
             self._release()
+
+    async def _with_files(self, turn: str, prompt: list[Part], descriptors: list[int]) -> list[Part]:
+        """The prompt with its files on disk; they aren't stored once more for a turn that has ended."""
+        try:
+            if any(part.kind == "file" for part in prompt) and await self._stored(turn) is None:
+                where, day = self.base / "files", self.setup.today()
+                return await files.store(where, prompt, descriptors, turn=turn, day=day)
+            return prompt
+        finally:
+            close_all(descriptors)
 
     async def _follow(self, live: LiveTurn, emit: Emit) -> Event:
         if live.begun:
@@ -161,6 +193,7 @@ class Supervisor:
     async def stop(self, peer: Peer, call: Stop) -> Stopped:
         if not self.current or self.current.id != call.turn or self.current.done:
             return Stopped(stopping=False)
+        self.current.drained = False
         if not self.current.stop_asked:
             self.current.stop_asked = True
             self.seat.interrupt(self.current)
@@ -175,9 +208,28 @@ class Supervisor:
     async def _run(self, live: LiveTurn, prompt: list[Part]) -> None:
         with log.fields(KAI_TURN=live.id):
             logger.info("turn begins")
-            text = "\n".join(part.text for part in prompt)
-            history.append(self.base / "history", dir="user", turn=live.id, text=text)
-            await self._end(live, await self._drive(live, prompt))
+            text = "\n".join(part.text for part in prompt if part.kind == "text")
+            media = [part.name for part in prompt if part.kind == "file"]
+            history.append(self.base / "history", dir="user", turn=live.id, text=text, media=media)
+            keeping = asyncio.create_task(self._keep_part(live))
+            try:
+                done = await self._drive(live, prompt)
+            finally:
+                keeping.cancel()
+            await self._end(live, done)
+
+    async def _keep_part(self, live: LiveTurn) -> None:
+        """Whoever ends this process in mid-turn leaves to the next one what the agent has said."""
+        kept = 0
+        while True:
+            await live.grown(kept)
+            await asyncio.sleep(PART_DELAY)
+            try:
+                kept = len(live.text)
+                await self.turns.keep_part(live.id, live.text)
+            except StoreError as error:
+                logger.error("the text so far is not stored: %s", error)
+            await asyncio.sleep(PART_PERIOD)
 
     async def _drive(self, live: LiveTurn, prompt: list[Part]) -> Event:
         """Whatever happens, one done event."""
@@ -201,7 +253,7 @@ class Supervisor:
         session.turns += 1
         session.cost_usd += done.cost_usd
         session.used = time.time()
-        done.text, done.session = live.text, session.id
+        done.text, done.session, done.since = live.text, session.id, live.since
         self._explain(live, done)
         day = self.setup.today()
         for delay in delays():
@@ -221,7 +273,9 @@ class Supervisor:
     def _explain(self, live: LiveTurn, done: Event) -> None:
         """Put into `done.error` what the user is to know of the end."""
         forced = "It did not obey, so its process was ended; your next message resumes the session."
-        if live.stop_asked and done.outcome != "ok":
+        if live.drained and done.outcome != "ok":
+            done.outcome, done.reason, done.error = "interrupted", "cut", STOPPED
+        elif live.stop_asked and done.outcome != "ok":
             done.outcome, done.error = "interrupted", forced if live.forced else ""
         elif live.overdue and done.outcome != "ok":
             done.outcome, done.error = "failed", f"{live.overdue} {forced if live.forced else ''}".strip()
@@ -343,6 +397,19 @@ class Supervisor:
     async def memory(self, peer: Peer, call: Memory) -> MemoryText:
         return memory_text(self.base / "memory")
 
+    async def send_file(self, peer: Peer, call: SendFile) -> FileSent:
+        if self._leaving:
+            raise Busy("the supervisor is about to leave; try again")
+        return await sending.send(
+            self.daemon.runtime_dir / "bot.sock",
+            self.setup.user.name,
+            call.path,
+            call.caption,
+            door=self.setup.door,
+            base=self.base,
+            workspace=self.setup.path,
+        )
+
     async def workspaces(self, peer: Peer, call: Workspaces) -> WorkspaceList:
         places, names = self.setup.places, {}
         for path, used in (await self.turns.used_workspaces()).items():
@@ -429,6 +496,7 @@ class Supervisor:
             self.daemon.notify(f"EXTEND_TIMEOUT_USEC={int(longest * 1e6)}")
             done, _ = await asyncio.wait({live.task}, timeout=patience)
             if not done:
+                live.drained = live.drained or not live.stop_asked
                 live.stop_asked = True
                 self.seat.interrupt(live)
                 done, _ = await asyncio.wait({live.task}, timeout=2 * INTERRUPT_PATIENCE)

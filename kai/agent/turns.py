@@ -1,8 +1,9 @@
 """The supervisor's database: the journal of turns, and what a user's sessions, choices and costs have come to.
 
-A turn's row is `running`, then `done`, `failed` or `interrupted`: asking twice never runs twice. Commits survive this
+A turn's row is `running`, then `done`, `failed` or `interrupted`: asking twice never runs twice. While it runs, its
+text so far is stored now and then, so that a turn that is cut off leaves what it had produced. Commits survive this
 process but not a power cut: after one, the boot id differs and whoever asks treats an unknown turn as one that may have
-begun (kai-bot(8)). That saves an fsync on every message's way.
+begun (kai-queue(5)). That saves an fsync on every message's way.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ KEPT = 7 * 86400
 """Seconds for which an ended turn can still be joined: the inbox's dedup window."""
 
 MOST_ALLOWED = 200
+CUT = "the agent's supervisor ended in the middle of it."
 Ended = Literal["done", "failed", "interrupted"]
 _ENDED: dict[str, Ended] = {"ok": "done", "failed": "failed", "interrupted": "interrupted"}
 
@@ -62,7 +64,8 @@ CREATE TABLE turns (
     state TEXT NOT NULL CHECK (state IN ('running', 'done', 'failed', 'interrupted')),
     began REAL NOT NULL,
     ended REAL,
-    answer TEXT  -- the done event, with the turn's cost
+    answer TEXT,  -- the done event, with the turn's cost
+    part TEXT NOT NULL DEFAULT ''  -- the text so far of what runs, or was cut off and isn't in the history yet
 ) WITHOUT ROWID;
 {_SINCE_2}
 """
@@ -74,7 +77,8 @@ ALTER TABLE sessions RENAME TO sessions_1;
 INSERT INTO sessions (name, workspace, id, turns, cost_usd, since)
     SELECT name, '', id, turns, cost_usd, since FROM sessions_1;
 DROP TABLE sessions_1
-"""
+""",
+    2: "ALTER TABLE turns ADD COLUMN part TEXT NOT NULL DEFAULT ''",
 }
 
 
@@ -102,7 +106,7 @@ class Turns:
     """The database in one user's state directory."""
 
     def __init__(self, directory: Path) -> None:
-        self.store = Store(directory / "turns.db", _SCHEMA, version=2, upgrades=_UPGRADES, durable=False)
+        self.store = Store(directory / "turns.db", _SCHEMA, version=3, oldest=2, upgrades=_UPGRADES, durable=False)
         self.identity = Journal(generation="", boot=boot_id())
 
     async def open(self, home: str) -> None:
@@ -113,11 +117,12 @@ class Turns:
             if row is None:
                 row = (uuid.uuid4().hex,)
                 db.execute("INSERT INTO generation VALUES (?)", row)
-            cut = Event(kind="done", outcome="interrupted", error="the agent's supervisor was cut off in this turn")
-            db.execute(
-                "UPDATE turns SET state = 'interrupted', ended = ?, answer = ? WHERE state = 'running'",
-                (time.time(), msgspec.json.encode(cut).decode()),
-            )
+            for turn, began, part in db.execute("SELECT id, began, part FROM turns WHERE state = 'running'").fetchall():
+                cut = Event(kind="done", outcome="interrupted", reason="cut", error=CUT, text=part, since=began)
+                db.execute(
+                    "UPDATE turns SET state = 'interrupted', ended = ?, answer = ? WHERE id = ?",
+                    (time.time(), msgspec.json.encode(cut).decode(), turn),
+                )
             db.execute("DELETE FROM turns WHERE ended < ?", (time.time() - KEPT,))
             # Version 1 had no workspaces: its session was that of the home.
             db.execute("UPDATE OR IGNORE sessions SET workspace = ? WHERE workspace = ''", (home,))
@@ -147,12 +152,28 @@ class Turns:
         rows = await self.store.read("SELECT answer FROM turns WHERE id = ? AND answer IS NOT NULL", (turn,))
         return msgspec.json.decode(rows[0]["answer"], type=Event) if rows else None
 
+    async def keep_part(self, turn: str, text: str) -> None:
+        """Store the text so far of a running turn."""
+        await self.store.write(
+            lambda db: db.execute("UPDATE turns SET part = ? WHERE id = ? AND state = 'running'", (text, turn))
+        )
+
+    async def parts(self) -> dict[str, str]:
+        """The texts of turns that were cut off, until `drop_part` tells that the history has them."""
+        rows = await self.store.read(
+            "SELECT id, part FROM turns WHERE state = 'interrupted' AND part != '' ORDER BY began"
+        )
+        return {row["id"]: row["part"] for row in rows}
+
+    async def drop_part(self, turn: str) -> None:
+        await self.store.write(lambda db: db.execute("UPDATE turns SET part = '' WHERE id = ?", (turn,)))
+
     async def end(self, turn: str, done: Event, session: Session, day: date) -> None:
         """Store how a turn ended, where the session stands, and the cost, in one transaction."""
 
         def work(db: sqlite3.Connection) -> None:
             db.execute(
-                "UPDATE turns SET state = ?, ended = ?, answer = ? WHERE id = ?",
+                "UPDATE turns SET state = ?, ended = ?, answer = ?, part = '' WHERE id = ?",
                 (_ENDED[done.outcome], time.time(), msgspec.json.encode(done).decode(), turn),
             )
             _store_session(db, session)

@@ -147,7 +147,7 @@ class World:
         return await asyncio.wait_for(self.start(turn or f"1.{self.number}", text), 10)
 
     async def start(self, turn: str, text: str = "hello") -> Event:
-        return await self.supervisor.start(PEER, Start(turn=turn, prompt=[Part(kind="text", text=text)]), nowhere)
+        return await self.supervisor.start(PEER, Start(turn=turn, prompt=[Part(kind="text", text=text)]), [], nowhere)
 
     async def switch(self, name: str) -> None:
         await self.supervisor.switch_workspace(PEER, SwitchWorkspace(name=name))

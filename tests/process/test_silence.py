@@ -87,7 +87,7 @@ class Here:
     def begin(self, text: str) -> asyncio.Task[Event]:
         self.turn += 1
         call = Start(f"1.{self.turn}", [Part(kind="text", text=text)])
-        return asyncio.create_task(self.supervisor.start(PEER, call, _ignore))
+        return asyncio.create_task(self.supervisor.start(PEER, call, [], _ignore))
 
     async def say(self, text: str) -> Event:
         return await self.begin(text)

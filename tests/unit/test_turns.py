@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import AsyncIterator
 from datetime import date
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from kai.agent.turns import Session, Turns
 from kai.interfaces import Event
-from kai.lib.store import StoreError
+from kai.lib.store import Store, StoreError
 
 DAY = date(2026, 3, 14)
 FIRST_VERSION = """
@@ -23,6 +24,26 @@ CREATE TABLE sessions (name TEXT PRIMARY KEY, id TEXT NOT NULL, turns INTEGER NO
 INSERT INTO generation VALUES ('g1');
 INSERT INTO sessions VALUES ('chat', 's1', 7, 1.25, 1000.0);
 PRAGMA user_version = 1
+"""
+
+
+SECOND_VERSION = """
+CREATE TABLE generation (id TEXT NOT NULL);
+CREATE TABLE turns (id TEXT PRIMARY KEY, state TEXT NOT NULL, began REAL NOT NULL, ended REAL, answer TEXT)
+    WITHOUT ROWID;
+CREATE TABLE sessions (name TEXT NOT NULL, workspace TEXT NOT NULL, id TEXT NOT NULL, turns INTEGER NOT NULL,
+    cost_usd REAL NOT NULL, since REAL NOT NULL, warned_usd REAL NOT NULL DEFAULT 0, used REAL NOT NULL DEFAULT 0,
+    PRIMARY KEY (name, workspace)) WITHOUT ROWID;
+CREATE TABLE allowed (name TEXT NOT NULL, workspace TEXT NOT NULL, pattern TEXT NOT NULL,
+    PRIMARY KEY (name, workspace, pattern)) WITHOUT ROWID;
+CREATE TABLE choices (workspace TEXT NOT NULL, field TEXT NOT NULL, value TEXT NOT NULL,
+    PRIMARY KEY (workspace, field)) WITHOUT ROWID;
+CREATE TABLE costs (day TEXT PRIMARY KEY, turns INTEGER NOT NULL, usd REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+INSERT INTO generation VALUES ('g2');
+INSERT INTO turns VALUES ('9.1', 'running', 5000000000.0, NULL, NULL);
+INSERT INTO sessions VALUES ('chat', '/home', 's2', 3, 0.5, 1000.0, 0, 0);
+PRAGMA user_version = 2
 """
 
 
@@ -123,9 +144,71 @@ async def test_a_database_of_the_first_version_is_taken_over(tmp_path: Path) -> 
     again.store.close()
 
 
+async def test_a_database_of_the_second_version_is_taken_over_with_the_turn_that_was_running(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "turns.db") as db:
+        db.executescript(SECOND_VERSION)
+    db.close()
+    turns = Turns(tmp_path)
+    await turns.open("/home")
+    assert turns.identity.generation == "g2"
+    assert (await turns.session("/home")).id == "s2"
+    cut = await turns.answer("9.1")
+    assert cut is not None
+    assert (cut.outcome, cut.reason, cut.text) == ("interrupted", "cut", "")
+    await turns.begin("9.2")
+    await turns.keep_part("9.2", "a part")
+    turns.store.close()
+
+
+async def test_a_program_of_the_second_version_can_still_read_what_this_one_wrote(tmp_path: Path) -> None:
+    turns = Turns(tmp_path)
+    await turns.open("/home")
+    turns.store.close()
+    Store(tmp_path / "turns.db", "", version=2, upgrades={1: "SELECT 1"}, durable=False).close()
+
+
+async def test_a_turn_that_was_cut_off_gives_back_what_it_had_said(tmp_path: Path) -> None:
+    before = Turns(tmp_path)
+    await before.open("/home")
+    for turn in ("9.1", "9.2"):
+        await before.begin(turn)
+    for text in ("one", "one two"):
+        await before.keep_part("9.1", text)
+    before.store.close()
+    after = Turns(tmp_path)
+    await after.open("/home")
+    cut, silent = await after.answer("9.1"), await after.answer("9.2")
+    assert cut is not None
+    assert silent is not None
+    assert (cut.outcome, cut.reason, cut.text) == ("interrupted", "cut", "one two")
+    assert abs(cut.since - time.time()) < 60, "since when the turn ran"
+    assert (silent.outcome, silent.reason, silent.text) == ("interrupted", "cut", "")
+    assert await after.begin("9.1") == cut, "and is not run again"
+    assert await after.parts() == {"9.1": "one two"}
+    after.store.close()
+    third = Turns(tmp_path)
+    await third.open("/home")
+    assert await third.parts() == {"9.1": "one two"}, "until somebody has entered it in the history"
+    await third.drop_part("9.1")
+    assert await third.parts() == {}
+    assert await third.answer("9.1") == cut
+    third.store.close()
+
+
+async def test_a_turn_that_came_to_its_end_leaves_no_part(turns: Turns) -> None:
+    await turns.begin("9.1")
+    await turns.keep_part("9.1", "a par")
+    await turns.end("9.1", Event(kind="done", outcome="interrupted", text="a part"), await turns.session("/home"), DAY)
+    await turns.keep_part("9.1", "too late")
+    assert await turns.parts() == {}
+    stored = await turns.answer("9.1")
+    assert stored is not None
+    assert stored.text == "a part"
+
+
 def test_a_database_of_a_later_version_is_left_alone(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "turns.db") as db:
-        db.execute("PRAGMA user_version = 3")
+        db.execute("PRAGMA user_version = 4")
     db.close()
-    with pytest.raises(StoreError, match="version 3, this program knows 2"):
+    with pytest.raises(StoreError, match="version 4, this program knows 3"):
         Turns(tmp_path)
