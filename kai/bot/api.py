@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import logging
 import ssl
+import time
+import urllib.parse
 import warnings
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Literal, cast
 
-import httpx
 import telegram
 from telegram.error import BadRequest, Forbidden, InvalidToken, NetworkError, RetryAfter, TelegramError
-from telegram.request import HTTPXRequest
 
-from kai.bot.message import Body
+from kai.bot.message import Body, File
+from kai.bot.spool import display_name
+from kai.bot.transport import NotSent, Transport
 
 POLL_TIMEOUT = 50
 """Seconds that Telegram holds a getUpdates open when there is nothing."""
@@ -21,21 +26,46 @@ ALLOWED_UPDATES = ["message", "edited_message", "callback_query"]
 # It prefers get_updates(), where one update that can't be parsed stops all behind it.
 warnings.filterwarnings("ignore", message="Please use 'Bot.getUpdates'")
 logger = logging.getLogger(__name__)
-Verdict = Literal["not sent", "refused", "unknown"]
+Verdict = Literal["not sent", "refused", "unknown", "closed"]
+UPLOAD_PATIENCE = 120.0
+"""Seconds that Telegram gets for its answer to a file, counted from the file's end."""
+_NO_CHAT = ("chat not found", "peer_id_invalid")
+_TOO_LARGE = "request entity too large"
+
+
+class Gates:
+    """Chats that are to be left alone: closed ones by everything, flooded ones for a while by what is decoration."""
+
+    def __init__(self) -> None:
+        self.closed: set[int] = set()
+        self.flooded: dict[int, float] = {}
+
+    def flood(self, chat: int, wait: float) -> None:
+        self.flooded[chat] = max(self.flooded.get(chat, 0.0), time.monotonic() + wait)
+
+    def check(self, chat: int, *, decoration: bool) -> None:
+        """Raises what Telegram would answer, without asking it."""
+        if chat in self.closed:
+            raise Forbidden("Forbidden: messages to this chat are held back")
+        left = self.flooded.get(chat, 0.0) - time.monotonic()
+        if left <= 0:
+            self.flooded.pop(chat, None)
+        elif decoration:
+            raise RetryAfter(max(1, round(left)))
 
 
 class Api:
-    """One bot. Nothing is asked of Telegram before the first call."""
+    """One bot. Nothing is asked of Telegram before the first call. `spool` holds the files that messages name."""
 
-    def __init__(self, token: str, base: str) -> None:
+    def __init__(self, token: str, base: str, spool: Path | None = None) -> None:
+        self.spool, self.gates = spool, Gates()
         context = ssl.create_default_context()  # one for both: each takes 0.4 MiB and 15 ms
-        options = {"verify": context, "trust_env": True}
         self.bot = telegram.Bot(
             token,
             base_url=f"{base}/bot",
             base_file_url=f"{base}/file/bot",
-            request=HTTPXRequest(connection_pool_size=32, pool_timeout=30, read_timeout=30, httpx_kwargs=options),
-            get_updates_request=HTTPXRequest(connection_pool_size=1, httpx_kwargs=options),
+            request=Transport(base, context, connections=32),
+            get_updates_request=Transport(base, context, connections=1),
         )
         self.id = int(token.partition(":")[0])
 
@@ -61,41 +91,102 @@ class Api:
     async def set_commands(self, commands: list[tuple[str, str]]) -> None:
         await self.bot.set_my_commands(commands)
 
-    async def send(self, chat: int, body: Body, *, silent: bool = False) -> int:
-        """Send a message; returns its id."""
-        message = await self.bot.send_message(
-            chat,
-            body.text,
-            entities=_entities(body),
-            reply_markup=_keyboard(body),
-            disable_notification=silent,
-            link_preview_options=telegram.LinkPreviewOptions(is_disabled=True),
-        )
-        return message.message_id
+    async def send(self, chat: int, body: Body, *, thread: int | None = None, silent: bool = False) -> int:
+        """Send a message or a file; returns its id. A silent one is decoration. Raises OSError without its file."""
+        with self._asking(chat, decoration=silent):
+            if body.file:
+                return await self._send_file(chat, body, body.file, thread)
+            message = await self.bot.send_message(
+                chat,
+                body.text,
+                entities=_entities(body),
+                reply_markup=_keyboard(body),
+                disable_notification=silent,
+                message_thread_id=thread,
+                link_preview_options=telegram.LinkPreviewOptions(is_disabled=True),
+            )
+            return message.message_id
+
+    async def _send_file(self, chat: int, body: Body, file: File, thread: int | None) -> int:
+        arguments: dict[str, Any] = {
+            "caption": body.text or None,
+            "caption_entities": _entities(body),
+            "reply_markup": _keyboard(body),
+            "message_thread_id": thread,
+            "read_timeout": UPLOAD_PATIENCE,
+        }
+        async with self._content(file) as content:
+            if file.kind == "photo":
+                return (await self.bot.send_photo(chat, content, **arguments)).message_id
+            return (await self.bot.send_document(chat, content, **arguments)).message_id
+
+    @asynccontextmanager
+    async def _content(self, file: File) -> AsyncIterator[telegram.InputFile]:
+        """What a file holds: read from the spool while it is sent, never whole in memory."""
+        name = display_name(file.name)
+        if not file.spool:
+            yield telegram.InputFile(file.text.encode("utf-8", "replace"), filename=name)
+            return
+        if self.spool is None:
+            raise FileNotFoundError(f"no spool for {file.spool}")
+        with (self.spool / file.spool).open("rb") as handle:
+            yield telegram.InputFile(handle, filename=name, read_file_handle=False)
 
     async def edit(self, chat: int, message: int, body: Body) -> None:
         """Set a message's text. That it already is so is success."""
-        try:
-            await self.bot.edit_message_text(
-                body.text,
-                chat_id=chat,
-                message_id=message,
-                entities=_entities(body),
-                reply_markup=_keyboard(body),
-                link_preview_options=telegram.LinkPreviewOptions(is_disabled=True),
+        with self._asking(chat):
+            try:
+                await self.bot.edit_message_text(
+                    body.text,
+                    chat_id=chat,
+                    message_id=message,
+                    entities=_entities(body),
+                    reply_markup=_keyboard(body),
+                    link_preview_options=telegram.LinkPreviewOptions(is_disabled=True),
+                )
+            except BadRequest as error:
+                if "not modified" not in error.message:
+                    raise
+
+    async def draft(self, chat: int, draft_id: int, body: Body, *, thread: int | None = None) -> None:
+        """Show a text that is not sent yet, for 30 s, in place of what this draft showed before. It has no buttons."""
+        with self._asking(chat):
+            await self.bot.send_message_draft(
+                chat, draft_id, body.text, message_thread_id=thread, entities=_entities(body)
             )
-        except BadRequest as error:
-            if "not modified" not in error.message:
-                raise
 
     async def delete(self, chat: int, message: int) -> None:
-        await self.bot.delete_message(chat, message)
+        with self._asking(chat):
+            await self.bot.delete_message(chat, message)
 
     async def react(self, chat: int, message: int, emoji: str | None) -> None:
-        await self.bot.set_message_reaction(chat, message, emoji)
+        with self._asking(chat, decoration=True):
+            await self.bot.set_message_reaction(chat, message, emoji)
 
-    async def typing(self, chat: int) -> None:
-        await self.bot.send_chat_action(chat, "typing")
+    async def typing(self, chat: int, *, thread: int | None = None) -> None:
+        with self._asking(chat, decoration=True):
+            await self.bot.send_chat_action(chat, "typing", message_thread_id=thread)
+
+    @contextmanager
+    def _asking(self, chat: int, *, decoration: bool = False) -> Iterator[None]:
+        """Decoration that Telegram would only count against the answers isn't even asked for."""
+        self.gates.check(chat, decoration=decoration)
+        try:
+            yield
+        except RetryAfter as error:
+            self.gates.flood(chat, seconds(error))
+            raise
+
+    async def file_address(self, file: str) -> str:
+        """Where a file that was sent to the bot can be had for an hour. The token is in it.
+
+        Raises LookupError where that is a place on the host of a Bot API server of one's own.
+        """
+        path = (await self.bot.get_file(file)).file_path or ""
+        path = path.removeprefix(f"{self.bot.base_file_url}/")
+        if path.startswith("/"):
+            raise LookupError("the Bot API server keeps it on its own host: run that server without --local")
+        return f"{self.bot.base_file_url}/{urllib.parse.quote(path)}"
 
     async def answer_callback(self, callback: str, text: str) -> None:
         await self.bot.answer_callback_query(callback, text=text or None)
@@ -121,14 +212,16 @@ def _keyboard(body: Body) -> telegram.InlineKeyboardMarkup | None:
 
 
 def verdict(error: TelegramError) -> Verdict:
-    """What an error says of the message: it surely was not taken, it was refused, or nobody knows."""
+    """What an error says of the message: it surely was not taken, it was refused, nobody knows, or the whole chat is
+    closed to the bot."""
     if isinstance(error, RetryAfter | InvalidToken):  # a wrong token is repaired by the operator, and nothing is lost
         return "not sent"
-    if isinstance(error, BadRequest | Forbidden):
-        return "refused"
-    if isinstance(error, NetworkError):
-        unsent = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
-        return "not sent" if isinstance(error.__cause__, unsent) else "unknown"
+    if isinstance(error, Forbidden):  # without Telegram's JSON it is a proxy's word, not Telegram's
+        return "closed" if error.__cause__ is None else "not sent"
+    if isinstance(error, BadRequest):
+        return "closed" if any(words in error.message.lower() for words in _NO_CHAT) else "refused"
+    if isinstance(error, NetworkError) and _TOO_LARGE not in error.message.lower():
+        return "not sent" if isinstance(error.__cause__, NotSent) else "unknown"
     return "refused"
 
 

@@ -10,9 +10,10 @@ from typing import Any
 
 from telegram.error import TelegramError
 
-from kai.bot import approvals, question
+from kai.bot import again, approvals, notices, question
 from kai.bot.api import Api
 from kai.bot.commands import TABLE, Commands
+from kai.bot.download import Download
 from kai.bot.inbox import Inbox
 from kai.bot.intake import Intake
 from kai.bot.lanes import Lanes
@@ -20,8 +21,10 @@ from kai.bot.markdown import render
 from kai.bot.outbox import Outbox
 from kai.bot.places import Places
 from kai.bot.polling import Polling
+from kai.bot.prompt import Prompt
 from kai.bot.sender import Sender
 from kai.bot.service import Service
+from kai.bot.spool import Spool
 from kai.bot.tables import InboxRow
 from kai.config import Config, load
 from kai.lib.client import delays
@@ -37,17 +40,25 @@ class Bot:
 
     def __init__(self, d: Daemon, config: Config, token: str, store: Store) -> None:
         self.d, self.config = d, config
-        self.api = Api(token, config.kai.telegram.api_base)
+        self.spool = Spool(d.state_dir / "spool")
+        self.api = Api(token, config.kai.telegram.api_base, self.spool.directory)
         self.inbox, self.outbox = Inbox(store, self.api.id), Outbox(store, self.api.id)
-        self.sender = Sender(self.api, self.outbox)
+        self.sender = Sender(self.api, self.outbox, spool=self.spool, told=self._closed)
+        self.sender.hold()  # the socket is open before `run` has taken up what was left
+        self.left = self.spool.names()
         self.places = Places(self.api, store)
         agents = d.runtime_dir / "agent"
-        self.lanes = Lanes(self.api, self.inbox, self.outbox, self.sender, self.places, agents, self.show)
+        self.download = Download(self.api, d.state_dir)
+        prompt = Prompt(self.inbox, self.download)
+        self.lanes = Lanes(self.api, self.inbox, self.outbox, self.sender, self.places, agents, prompt, self.show)
         self.commands = Commands(self.lanes)
         self.commands.buttons[question.PREFIX] = partial(approvals.press, self.lanes)
+        self.commands.buttons[notices.AGAIN] = partial(again.press, self.lanes)
         self.intake = Intake(lambda: self.config, self.lanes.journal)
-        self.service = Service(lambda: self.config, self.lanes, self.outbox, self.sender, lambda: self.state)
-        self.polling = Polling(self.api, self.inbox, self.intake, self.take, self.say)
+        self.service = Service(
+            lambda: self.config, self.inbox, self.outbox, self.lanes, self.sender, self.spool, lambda: self.state
+        )
+        self.polling = Polling(self.api, self.inbox, self.intake, self.take, self.say, self._conflict)
         self.state = "starting"
         self.tasks: set[asyncio.Task[Any]] = set()
 
@@ -55,24 +66,30 @@ class Bot:
         """Take up what was left, then poll, forever."""
         await self.places.open()
         await self._bury()
-        self.sender.put(*await self.outbox.recover())
+        rows = await self.outbox.recover()
+        await self.sender.open()
+        self.sender.put(*rows)
         self.take(await self.inbox.unfinished(), rejoin=True)
         self.d.ready(self.line())
         self._spawn(asyncio.to_thread(render, ""))  # loads the parser before the first answer needs it
         self._spawn(self._introduce())
+        self._spawn(self._sweep(self.left))
         self._spawn(self._prune())
         await self.polling.run()
 
     def take(self, rows: list[InboxRow], *, rejoin: bool = False) -> None:
         """New rows, or those that an earlier run of the bot left unfinished."""
         for row in rows:
+            if not rejoin:  # whoever writes takes messages again
+                self.sender.unblock(row.chat)
             if row.callback:
                 self._spawn(self.commands.acknowledge(row))
-            if row.kind == "control":
-                if row.state == "received":
-                    self._spawn(self.commands.answer(row))
+            if row.state == "received":
+                self._spawn(self.commands.answer(row))
             elif row.state in ("queued", "running"):
                 self.lanes.of(row.user).put(row, rejoin=rejoin and row.state == "running")
+            else:
+                self.lanes.of(row.user).changed(row)
         self.show()
 
     def reload(self) -> None:
@@ -103,6 +120,21 @@ class Bot:
             else:
                 self.show()
                 return
+
+    async def _sweep(self, left: set[str]) -> None:
+        """Look after what earlier runs left: files without a row, and the rows of another bot."""
+        orphans = self.spool.sweep(left, await self.outbox.spooled()) if left else 0
+        if orphans:
+            logger.info("removed %d file(s) that no message needs", orphans)
+        others = await self.outbox.of_others() + await self.inbox.foreign()
+        if others:
+            logger.warning("%d message(s) wait for the token of another bot: kai queue lists them", others)
+
+    def _closed(self, chat: int, since: float, reason: str) -> list[notices.Notice]:
+        return notices.of_blocked(self.config, chat, since, reason)
+
+    async def _conflict(self, since: float) -> None:
+        self.sender.put(*await self.outbox.tell(notices.of_conflict(self.config, since)))
 
     async def _prune(self) -> None:
         while True:
@@ -139,4 +171,5 @@ class Bot:
             task.cancel()
         await self.lanes.close()
         await self.sender.close()
+        await self.download.close()
         await self.api.close()

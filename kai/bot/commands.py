@@ -10,12 +10,13 @@ import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Literal
 
 import msgspec
 from telegram.error import TelegramError
 
-from kai.bot import picker
+from kai.bot import cut, decision, picker
 from kai.bot.invocation import Invocation, Misused, Refused
 from kai.bot.lanes import Lanes
 from kai.bot.message import Body, plain
@@ -161,26 +162,33 @@ class Commands:
         self.lanes, self.api, self.outbox, self.sender = lanes, lanes.api, lanes.outbox, lanes.sender
         lanes.command = self.answer
         # By the first word of a button's data: works on the press, and says in a few words what came of it.
-        self.buttons: dict[str, Callable[[InboxRow], Awaitable[str]]] = {"stop": self._stop_button}
+        self.buttons: dict[str, Callable[[InboxRow], Awaitable[str]]] = {
+            "stop": self._stop_button,
+            cut.CONTINUE: partial(decision.press, lanes),
+            cut.DROP: partial(decision.press, lanes),
+        }
 
     async def acknowledge(self, row: InboxRow) -> None:
-        """Answer the query of a button that stands for a command, which itself may have to wait."""
-        if row.callback and pressed(row.text):
-            running = self.lanes.of(row.user).running
-            waits = row.kind == "command" and running and running is not row
-            await self._answer_query(row, "This waits for the running turn." if waits else "")
+        """Answer the query of a button that stands for a command or a turn, which itself may have to wait."""
+        if not row.callback or not (row.kind == "turn" or pressed(row.text)):
+            return
+        said = await decision.continued(self.lanes, row) if row.kind == "turn" else ""
+        running = self.lanes.of(row.user).running
+        waits = row.kind != "control" and running and running is not row
+        await self._answer_query(row, f"{said} This waits for the running turn.".strip() if waits else said)
 
     async def answer(self, row: InboxRow) -> None:
         """Work on one row that isn't a turn, and end it."""
         with log.fields(KAI_USER=row.user, KAI_UPDATE=str(row.update_id)):
             found = pressed(row.text) if row.callback else parse(row.text)
-            if found:
+            if row.error:
+                self.sender.put(*await self.outbox.reply(row, [plain(row.error)]))
+            elif found:
                 await self._run(row, *found)
             elif row.callback:
                 await self._button(row)
-            else:
-                unknown = plain("This can't be taken: only text messages are.")
-                self.sender.put(*await self.outbox.reply(row, [unknown]))
+            else:  # an earlier version stored it
+                self.sender.put(*await self.outbox.reply(row, [plain("This can't be taken.")]))
 
     async def _run(self, row: InboxRow, command: Command, arguments: str) -> None:
         asked = Invocation(row, arguments, self.lanes)

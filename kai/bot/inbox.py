@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import msgspec
 
+from kai.bot import cut
+from kai.bot.content import keys
 from kai.bot.message import Body, stop_button
 from kai.bot.tables import (
     DEDUP_WINDOW,
@@ -23,12 +25,27 @@ from kai.bot.tables import (
     OutboxRow,
     now,
 )
-from kai.interfaces import Journal
+from kai.bot.text import length
+from kai.interfaces import MOST_FILES, Journal
 from kai.lib.store import Store
+
+SETTLE = 1.0
+"""Seconds after one part of a bundle for which the next is waited for: Telegram sends them within a few tenths."""
+RESTART = 2.0
+"""The same after a start of the bot: what Telegram hands out first may be the rest of a bundle."""
+LONG = 4000
+"""UTF-16 code units from which on a text may be a part of one that an app cut at 4096."""
+MOST_TOGETHER = MOST_FILES - 2
+TOO_LATE = "The agent has this message already as it was before your edit. Send a new one."
+NOT_TAKEN = "This message was given up or not taken before your edit. Send a new one."
+NOT_EDITED = "A command is not given again by editing it: send it anew."
 
 
 class Arrival(msgspec.Struct):
-    """An admitted update before it is stored. `journal` is set where the turn may start at once."""
+    """An admitted update before it is stored. `journal` is set where the turn may start at once.
+
+    `bundle` says what others it may form one turn with, `refused` why it can't be taken, for the user.
+    """
 
     update_id: int
     user: str
@@ -38,6 +55,10 @@ class Arrival(msgspec.Struct):
     text: str
     callback: str = ""
     journal: Journal | None = None
+    thread: int | None = None
+    content: str = ""
+    bundle: str = ""
+    refused: str = ""
 
 
 class Inbox:
@@ -60,50 +81,178 @@ class Inbox:
         return await self.store.write(lambda db: self._receive(db, arrivals, next_offset))
 
     def _receive(self, db: sqlite3.Connection, arrivals: Sequence[Arrival], next_offset: int) -> list[InboxRow]:
-        stored = []
-        for arrival in arrivals:
+        stored: list[InboxRow] = []
+        for number, arrival in enumerate(arrivals):
+            known = "SELECT 1 FROM inbox WHERE bot = ? AND update_id = ?"
+            if db.execute(known, (self.bot, arrival.update_id)).fetchone():
+                continue
+            if arrival.kind == "edit":
+                row = self._edit(db, arrival, {one.id for one in stored})
+            elif arrival.callback and (turn := cut.parse(arrival.text)):
+                row = self._decide(db, arrival, turn)
+            else:
+                row = self._take(db, arrival, arrivals[number + 1 :])
+            if row is not None:
+                stored.append(row)
+        db.execute("INSERT OR REPLACE INTO offsets VALUES (?, ?)", (self.bot, next_offset))
+        return stored
+
+    def _take(self, db: sqlite3.Connection, arrival: Arrival, behind: Sequence[Arrival]) -> InboxRow:
+        """A message, a command or a button."""
+        if arrival.kind == "control" or arrival.refused:
             oldest = db.execute(
                 "SELECT id FROM inbox WHERE bot = ? AND user = ? AND kind = 'turn' AND state IN ('queued', 'running') "
                 "ORDER BY id LIMIT 1",
                 (self.bot, arrival.user),
             ).fetchone()
-            waiting = db.execute(
-                "SELECT 1 FROM inbox WHERE bot = ? AND user = ? AND kind != 'control' "
-                "AND state IN ('queued', 'running') LIMIT 1",
-                (self.bot, arrival.user),
-            ).fetchone()
-            state: InboxState = "received" if arrival.kind == "control" else "queued"
-            journal = arrival.journal
-            if arrival.kind == "turn" and journal and not waiting:
-                state = "running"
-            cursor = db.execute(
-                "INSERT OR IGNORE INTO inbox (bot, update_id, user, chat, message, kind, text, callback, target, "
-                "state, generation, boot, changed) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    self.bot, arrival.update_id, arrival.user, arrival.chat, arrival.message, arrival.kind,
-                    arrival.text, arrival.callback,
-                    oldest["id"] if arrival.kind == "control" and oldest else None,
-                    state,
-                    journal.generation if journal and state == "running" else "",
-                    journal.boot if journal and state == "running" else "",
-                    now(),
-                ),
-            )  # fmt: skip
-            if cursor.rowcount:
-                assert cursor.lastrowid is not None
-                row = _row(db, cursor.lastrowid)
-                if row.state == "running":
-                    add_placeholder(db, row)
-                stored.append(row)
-        db.execute("INSERT OR REPLACE INTO offsets VALUES (?, ?)", (self.bot, next_offset))
-        return stored
+            return self._insert(db, arrival, "received", target=oldest["id"] if oldest else None)
+        if arrival.kind == "turn":
+            after = next((each for each in behind if each.user == arrival.user), None)
+            if not arrival.bundle and after and after.bundle == "forward":
+                arrival.bundle = "forward"  # a comment comes just before what it is about
+            leader = self._leader(db, arrival)
+            if leader is not None:
+                settles = now() + (0 if leader.bundle == "long" and length(arrival.text) < LONG else SETTLE)
+                db.execute("UPDATE inbox SET settles = ? WHERE id = ?", (settles, leader.id))
+                return self._insert(db, arrival, "grouped", leader=leader.id, settles=settles)
+        at_once = arrival.kind == "turn" and not arrival.bundle and self._is_free(db, arrival)
+        settles = now() + SETTLE if arrival.bundle else 0.0
+        return self._insert(db, arrival, "running" if at_once else "queued", settles=settles)
+
+    def _is_free(self, db: sqlite3.Connection, arrival: Arrival) -> bool:
+        """Whether its turn may run at once: its agent's journal is known, and nothing of its user's is before it."""
+        before = db.execute(
+            "SELECT 1 FROM inbox WHERE bot = ? AND user = ? AND kind != 'control' "
+            "AND state IN ('queued', 'running') LIMIT 1",
+            (self.bot, arrival.user),
+        ).fetchone()
+        return arrival.journal is not None and before is None
+
+    def _leader(self, db: sqlite3.Connection, arrival: Arrival) -> InboxRow | None:
+        """The row that leads the bundle which this one belongs to, as long as its turn has not begun."""
+        album = arrival.bundle.startswith("album:")
+        last = db.execute(
+            f"SELECT {INBOX_COLUMNS} FROM inbox WHERE bot = ? AND user = ? AND chat = ? AND kind = 'turn' "
+            f"AND state NOT IN ('received', 'refused') {'AND bundle = ?' if album else ''} ORDER BY id DESC LIMIT 1",
+            (self.bot, arrival.user, arrival.chat, *([arrival.bundle] if album else [])),
+        ).fetchone()
+        if last is None:
+            return None
+        last_row = InboxRow(*last)
+        leader = _row(db, last_row.leader) if last_row.leader else last_row
+        if leader.state != "queued":
+            return None
+        (parts,) = db.execute("SELECT count(*) FROM inbox WHERE leader = ?", (leader.id,)).fetchone()
+        if parts >= MOST_TOGETHER:
+            return None
+        if album:  # however late: an album is one thing
+            return leader
+        if leader.settles < now():
+            return None
+        if leader.bundle == "long":
+            plain = arrival.bundle in ("", "long") and not arrival.content
+            return leader if plain and length(last_row.text) >= LONG else None
+        return leader if arrival.bundle and arrival.bundle == leader.bundle else None
+
+    def _edit(self, db: sqlite3.Connection, arrival: Arrival, fresh: set[int]) -> InboxRow | None:
+        """Of a message that waits, the text is replaced; of one that the agent has, that can't be done any more.
+
+        `fresh` rows came with the same batch: what runs of them has not been handed on yet.
+        """
+        found = db.execute(
+            f"SELECT {INBOX_COLUMNS} FROM inbox WHERE bot = ? AND user = ? AND chat = ? AND message = ? "
+            "AND kind != 'edit' AND callback = '' ORDER BY id DESC LIMIT 1",
+            (self.bot, arrival.user, arrival.chat, arrival.message),
+        ).fetchone()
+        if found is None:
+            return None
+        row = InboxRow(*found)
+        if _as_seen(db, row) == (arrival.text, keys(arrival.content)):
+            return None  # a preview was added, or it was told of already
+        leader = _row(db, row.leader) if row.leader else row
+        if row.kind != "turn":
+            arrival.refused = NOT_EDITED
+        elif not arrival.refused and leader.state != "queued" and leader.id not in fresh:
+            arrival.refused = TOO_LATE if leader.state not in ("received", "refused", "dropped", "dead") else NOT_TAKEN
+        if arrival.refused:
+            return self._insert(db, arrival, "received", target=row.id)
+        db.execute("UPDATE inbox SET text = ?, content = ? WHERE id = ?", (arrival.text, arrival.content, row.id))
+        return self._insert(db, arrival, "replaced", target=row.id)
+
+    def _decide(self, db: sqlite3.Connection, arrival: Arrival, turn: str) -> InboxRow:
+        """Continue or Drop of an interrupted turn: the first press decides, any other is only answered."""
+        bot, _, update_id = turn.partition(".")
+        found = db.execute(
+            f"SELECT {INBOX_COLUMNS} FROM inbox WHERE bot = ? AND update_id = ? AND user = ? AND state = 'interrupted'",
+            (int(bot), int(update_id), arrival.user),
+        ).fetchone()
+        if found is None or int(bot) != self.bot:
+            arrival.kind = "control"
+            return self._insert(db, arrival, "received")
+        row = InboxRow(*found)
+        goes_on = arrival.text.startswith(cut.CONTINUE)
+        state = "continued" if goes_on else "dropped"
+        db.execute("UPDATE inbox SET state = ?, changed = ? WHERE id = ?", (state, now(), row.id))
+        arrival.kind = "turn" if goes_on else "control"
+        if not goes_on:
+            return self._insert(db, arrival, "received", target=row.id)
+        arrival.thread = row.thread
+        return self._insert(db, arrival, "running" if self._is_free(db, arrival) else "queued", target=row.id)
+
+    def _insert(
+        self,
+        db: sqlite3.Connection,
+        arrival: Arrival,
+        state: InboxState,
+        *,
+        target: int | None = None,
+        leader: int | None = None,
+        settles: float = 0.0,
+    ) -> InboxRow:
+        journal = arrival.journal if state == "running" else None
+        values = {
+            "bot": self.bot, "update_id": arrival.update_id, "user": arrival.user, "chat": arrival.chat,
+            "message": arrival.message, "kind": arrival.kind, "text": arrival.text, "callback": arrival.callback,
+            "target": target, "state": state, "generation": journal.generation if journal else "",
+            "boot": journal.boot if journal else "", "changed": now(), "arrived": now(), "thread": arrival.thread,
+            "content": arrival.content, "bundle": arrival.bundle, "settles": settles, "leader": leader,
+            "error": arrival.refused,
+        }  # fmt: skip
+        cursor = db.execute(
+            f"INSERT INTO inbox ({', '.join(values)}) VALUES ({', '.join('?' * len(values))})", tuple(values.values())
+        )
+        assert cursor.lastrowid is not None
+        row = _row(db, cursor.lastrowid)
+        if journal and journal.streaming == "edit":
+            add_placeholder(db, row)
+        return row
+
+    async def find(self, row_id: int) -> InboxRow | None:
+        """A row by its number."""
+        rows = await self.store.read(f"SELECT {INBOX_COLUMNS} FROM inbox WHERE id = ?", (row_id,))
+        return InboxRow(*rows[0]) if rows else None
+
+    async def members(self, row: InboxRow) -> list[InboxRow]:
+        """The rows that are part of this row's turn, in order of arrival."""
+        if not row.bundle:
+            return []
+        return [InboxRow(*each) for each in await self.store.read(_MEMBERS, (row.id,))]
 
     async def unfinished(self) -> list[InboxRow]:
-        """What the bot has to take up again after a start, in order of arrival."""
-        rows = await self.store.read(
-            f"SELECT {INBOX_COLUMNS} FROM inbox WHERE bot = ? AND state IN {UNFINISHED} ORDER BY id", (self.bot,)
-        )
-        return [InboxRow(*row) for row in rows]
+        """What the bot has to take up again after a start, in order of arrival. Bundles wait for their rest anew."""
+
+        def work(db: sqlite3.Connection) -> list[InboxRow]:
+            again = "UPDATE inbox SET settles = ? WHERE bot = ? AND state = 'queued' AND bundle != ''"
+            db.execute(again, (now() + RESTART, self.bot))
+            query = f"SELECT {INBOX_COLUMNS} FROM inbox WHERE bot = ? AND state IN {UNFINISHED} ORDER BY id"
+            return [InboxRow(*row) for row in db.execute(query, (self.bot,))]
+
+        return await self.store.write(work)
+
+    async def foreign(self) -> int:
+        """How many rows wait for the token of another bot."""
+        query = f"SELECT count(*) AS n FROM inbox WHERE state IN {UNFINISHED} AND bot != ?"
+        return int((await self.store.read(query, (self.bot,)))[0]["n"])
 
     async def run(self, row: InboxRow, journal: Journal) -> bool:
         """Mark a queued turn as running under this journal, with its placeholder's outbox row.
@@ -117,7 +266,7 @@ class Inbox:
                 "WHERE id = ? AND state = 'queued'",
                 (journal.generation, journal.boot, now(), row.id),
             ).rowcount
-            if changed:
+            if changed and journal.streaming == "edit":
                 add_placeholder(db, row)
             return bool(changed)
 
@@ -169,23 +318,39 @@ class Inbox:
 
         def work(db: sqlite3.Connection) -> None:
             old = now() - DEDUP_WINDOW
-            db.execute(f"DELETE FROM inbox WHERE changed < ? AND state IN {FINISHED}", (old,))
+            db.execute(
+                f"DELETE FROM inbox WHERE changed < ? AND state IN {FINISHED} AND NOT EXISTS (SELECT 1 FROM inbox AS "
+                f"leading WHERE leading.id = inbox.leader AND leading.state NOT IN {FINISHED})",
+                (old,),
+            )
             db.execute("DELETE FROM outbox WHERE changed < ? AND state = 'sent'", (old,))
 
         await self.store.write(work)
+
+
+_MEMBERS = f"SELECT {INBOX_COLUMNS} FROM inbox WHERE leader = ? ORDER BY id"
 
 
 def _row(db: sqlite3.Connection, row_id: int) -> InboxRow:
     return InboxRow(*db.execute(f"SELECT {INBOX_COLUMNS} FROM inbox WHERE id = ?", (row_id,)).fetchone())
 
 
+def _as_seen(db: sqlite3.Connection, row: InboxRow) -> tuple[str, list[str]]:
+    """A message as its newest update had it, which an edit that was refused had too."""
+    newest = db.execute(
+        "SELECT text, content FROM inbox WHERE kind = 'edit' AND target = ? ORDER BY id DESC LIMIT 1", (row.id,)
+    ).fetchone()
+    text, content = newest or (row.text, row.content)
+    return text, keys(content)
+
+
 def add_placeholder(db: sqlite3.Connection, row: InboxRow, words: Body | None = None) -> OutboxRow:
     """The outbox row of a turn's first message precedes the message; the final text comes into it by edit."""
     body = words or Body("⏳", buttons=[stop_button(row.turn)])
     db.execute(
-        "INSERT OR IGNORE INTO outbox (bot, caller, key, inbox, user, chat, kind, body, state, changed) "
-        "VALUES (?, 'kai-bot', ?, ?, ?, ?, 'placeholder', ?, 'stored', ?)",
-        (row.bot, f"{row.turn}/placeholder", row.id, row.user, row.chat, body.encode(), now()),
+        "INSERT OR IGNORE INTO outbox (bot, caller, key, inbox, user, chat, kind, body, state, changed, arrived, "
+        "thread) VALUES (?, 'kai-bot', ?, ?, ?, ?, 'placeholder', ?, 'stored', ?, ?, ?)",
+        (row.bot, f"{row.turn}/placeholder", row.id, row.user, row.chat, body.encode(), now(), now(), row.thread),
     )
     query = f"SELECT {OUTBOX_COLUMNS} FROM outbox WHERE inbox = ? AND kind = 'placeholder'"
     return OutboxRow(*db.execute(query, (row.id,)).fetchone())

@@ -9,8 +9,9 @@ from collections.abc import Callable
 import telegram
 
 from kai.bot.commands import kind_of, parse, pressed
-from kai.bot.inbox import Arrival
-from kai.bot.tables import Kind
+from kai.bot.content import is_service, read, sound, too_big
+from kai.bot.inbox import LONG, Arrival
+from kai.bot.text import length
 from kai.config import Config
 from kai.interfaces import Journal
 
@@ -37,41 +38,14 @@ class Intake:
         if user is None or chat is None or chat.type != telegram.Chat.PRIVATE or chat.id != user.telegram_id:
             self._stranger()
             return None
-        query, message = update.callback_query, update.message
-        if query and query.message:
-            data = _sound(query.data or "")
-            button = pressed(data)
-            return Arrival(
-                update_id=update.update_id,
-                user=user.name,
-                chat=chat.id,
-                message=query.message.message_id,
-                kind=kind_of(*button) if button else "control",
-                text=data,
-                callback=query.id,
-            )
-        if message is None or not message.text:
-            return self._other(update, user.name, chat.id)
-        command = parse(message.text)
-        kind: Kind = kind_of(*command) if command else "turn"
-        return Arrival(
-            update_id=update.update_id,
-            user=user.name,
-            chat=chat.id,
-            message=message.message_id,
-            kind=kind,
-            text=_sound(message.text[:MOST_TEXT]),
-            journal=self.journal(user.name) if kind == "turn" else None,
-        )
-
-    def _other(self, update: telegram.Update, user: str, chat: int) -> Arrival | None:
-        """What this version can't take is answered, not ignored: as a control row with its own text."""
-        message = update.message
-        if message is None:
-            return None  # an edit of a message that was already taken
-        return Arrival(
-            update_id=update.update_id, user=user, chat=chat, message=message.message_id, kind="control", text=""
-        )
+        journal = self.journal(user.name)
+        if update.callback_query:
+            return _press(update.update_id, update.callback_query, user.name, chat.id, journal)
+        if update.edited_message:
+            return _edit(update.update_id, update.edited_message, user.name, chat.id)
+        if update.message and not is_service(update.message):
+            return _message(update.update_id, update.message, user.name, chat.id, journal)
+        return None
 
     def _stranger(self) -> None:
         self.strangers += 1
@@ -81,6 +55,67 @@ class Intake:
             self.strangers = 0
 
 
-def _sound(text: str) -> str:
-    """Half a surrogate pair is no character: neither the database nor a socket takes it."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+def _press(update: int, query: telegram.CallbackQuery, user: str, chat: int, journal: Journal | None) -> Arrival | None:
+    if query.message is None:
+        return None
+    data = sound(query.data or "")
+    button = pressed(data)
+    return Arrival(
+        update_id=update,
+        user=user,
+        chat=chat,
+        message=query.message.message_id,
+        kind=kind_of(*button) if button else "control",
+        text=data,
+        callback=query.id,
+        journal=journal,
+        thread=_thread(query.message),
+    )
+
+
+def _message(update: int, message: telegram.Message, user: str, chat: int, journal: Journal | None) -> Arrival:
+    arrival = Arrival(update, user, chat, message.message_id, "control", "", thread=_thread(message))
+    found = read(message)
+    if found is None:
+        arrival.refused = "This kind of message can't be taken: send text, a photo or a file."
+        return arrival
+    text, content = found
+    arrival.text, arrival.content = text[:MOST_TEXT], content.encode()
+    command = parse(message.text) if message.text and not message.forward_origin else None
+    if command:
+        arrival.kind, arrival.content = kind_of(*command), ""
+        return arrival
+    arrival.kind, arrival.bundle = "turn", _bundle(message)
+    arrival.refused = too_big(content)
+    if not arrival.refused and not arrival.bundle:
+        arrival.journal = journal
+    return arrival
+
+
+def _edit(update: int, message: telegram.Message, user: str, chat: int) -> Arrival | None:
+    found = read(message)
+    if found is None or is_service(message):
+        return None
+    text, content = found
+    if not (message.text or message.caption or content.files):
+        return None  # a place that moves, a poll that is voted in
+    arrival = Arrival(update, user, chat, message.message_id, "edit", text[:MOST_TEXT], content=content.encode())
+    arrival.thread = _thread(message)
+    if message.text and parse(message.text):
+        arrival.refused = "A message can't be made a command by editing it: send the command."
+    return arrival
+
+
+def _bundle(message: telegram.Message) -> str:
+    """What the message may be a part of."""
+    if message.forward_origin:
+        return "forward"
+    if message.media_group_id:
+        return f"album:{message.media_group_id}"
+    return "long" if message.text and length(sound(message.text)) >= LONG else ""
+
+
+def _thread(message: object) -> int | None:
+    """The topic that it was written in, where the chat has some."""
+    topic = isinstance(message, telegram.Message) and message.is_topic_message
+    return message.message_thread_id if topic and isinstance(message, telegram.Message) else None

@@ -10,10 +10,11 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from kai.bot.api import Api
-from kai.bot.inbox import Inbox
+from kai.bot.inbox import RESTART, Inbox
 from kai.bot.message import plain
 from kai.bot.outbox import Outbox
 from kai.bot.places import Places
+from kai.bot.prompt import Prompt
 from kai.bot.sender import Sender
 from kai.bot.tables import InboxRow
 from kai.bot.turn import Turn
@@ -52,6 +53,13 @@ class Lane:
             self.task = asyncio.create_task(self._work())
         else:
             self.lanes.places.waits(row, len(self.waiting))
+
+    def changed(self, part: InboxRow) -> None:
+        """A waiting message was edited, or another part of its bundle came."""
+        if part.state == "replaced" and (row := self.find(row_id=part.target)):
+            row.text, row.content = part.text, part.content
+        elif part.state == "grouped" and (row := self.find(row_id=part.leader)):
+            row.settles = part.settles
 
     async def _work(self) -> None:
         try:
@@ -92,11 +100,14 @@ class Lane:
 
     async def _attempt(self, row: InboxRow, *, rejoin: bool) -> None:
         lanes = self.lanes
+        await settled(row)
         if row.kind == "command":
             if row.state == "running" or await lanes.inbox.begin(row):
                 await lanes.command(row)
             return
-        self.turn = Turn(row, self.agent, lanes.api, lanes.inbox, lanes.outbox, lanes.sender)
+        self.turn = Turn(
+            row, self.agent, lanes.api, lanes.inbox, lanes.outbox, lanes.sender, lanes.prompt, self.journal
+        )
         if row.id in self.stopped:
             self.turn.stop_asked.set()
         self.journal = await self.turn.run(rejoin=rejoin) or self.journal
@@ -134,10 +145,11 @@ class Lanes:
         sender: Sender,
         places: Places,
         agents: Path,
+        prompt: Prompt,
         changed: Callable[[], None],
     ) -> None:
         self.api, self.inbox, self.outbox, self.sender, self.places = api, inbox, outbox, sender, places
-        self.agents, self.changed = agents, changed
+        self.agents, self.prompt, self.changed = agents, prompt, changed
         self.command: Command = _no_command
         self.rejoin: set[int] = set()
         self.since = time.time()
@@ -186,6 +198,14 @@ class Lanes:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def settled(row: InboxRow) -> None:
+    """Wait for the rest of a bundle; each part that comes moves the moment on. A clock that was set back doesn't."""
+    left = row.settles - time.time()
+    if row.state == "queued" and 0 < left <= RESTART:
+        await asyncio.sleep(left)
+        await settled(row)
 
 
 async def _no_command(row: InboxRow) -> None:

@@ -27,15 +27,16 @@ class Places:
     def __init__(self, api: Api, store: Store) -> None:
         self.api, self.store = api, store
         self.notes: dict[str, tuple[int, int]] = {}
-        self.wanted: dict[str, tuple[int, str]] = {}
+        self.wanted: dict[str, tuple[int, int | None, str]] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}
         self.marks: set[asyncio.Task[None]] = set()
         self.marking = asyncio.Lock()
 
     async def open(self) -> None:
-        for user, chat, message in await self.store.read("SELECT user, chat, message FROM notes"):
+        query = "SELECT user, chat, message FROM notes WHERE bot = ?"
+        for user, chat, message in await self.store.read(query, (self.api.id,)):
             self.notes[user] = (chat, message)
-            self._want(user, chat, "")
+            self._want(user, chat, None, "")
 
     def waits(self, row: InboxRow, place: int) -> None:
         """A message came while another turn runs."""
@@ -43,7 +44,7 @@ class Places:
             task = asyncio.ensure_future(self._mark(row, MARK))
             self.marks.add(task)
             task.add_done_callback(self.marks.discard)
-        self._want(row.user, row.chat, _note(place))
+        self._want(row.user, row.chat, row.thread, _note(place))
 
     def moves(self, user: str, running: InboxRow | None, waiting: Collection[InboxRow]) -> None:
         """The queue went on: the running message loses its mark, the note follows or goes."""
@@ -53,12 +54,12 @@ class Places:
             self.marks.add(task)
             task.add_done_callback(self.marks.discard)
         if left:
-            self._want(user, left[-1].chat, _note(len(left)))
+            self._want(user, left[-1].chat, left[-1].thread, _note(len(left)))
         elif user in self.notes or user in self.tasks:
-            self._want(user, 0, "")
+            self._want(user, 0, None, "")
 
-    def _want(self, user: str, chat: int, text: str) -> None:
-        self.wanted[user] = (chat, text)
+    def _want(self, user: str, chat: int, thread: int | None, text: str) -> None:
+        self.wanted[user] = (chat, thread, text)
         if user not in self.tasks:
             self.tasks[user] = asyncio.ensure_future(self._work(user))
 
@@ -66,12 +67,12 @@ class Places:
         """Bring the note to its newest wanted state; states in between are skipped."""
         try:
             while user in self.wanted:
-                chat, text = self.wanted.pop(user)
+                chat, thread, text = self.wanted.pop(user)
                 pause = NOTE_PERIOD
                 try:
-                    await self._show(user, chat, text)
+                    await self._show(user, chat, thread, text)
                 except RetryAfter as error:
-                    self.wanted.setdefault(user, (chat, text))
+                    self.wanted.setdefault(user, (chat, thread, text))
                     pause = seconds(error) + NOTE_PERIOD
                 except (TelegramError, StoreError) as error:
                     logger.info("place note: %s", error)
@@ -79,21 +80,21 @@ class Places:
         finally:
             del self.tasks[user]
 
-    async def _show(self, user: str, chat: int, text: str) -> None:
-        note = self.notes.get(user)
+    async def _show(self, user: str, chat: int, thread: int | None, text: str) -> None:
+        note, bot = self.notes.get(user), self.api.id
         if not text:
             if note:
                 self.notes.pop(user)
-                await self.store.write(lambda db: db.execute("DELETE FROM notes WHERE user = ?", (user,)))
+                query = "DELETE FROM notes WHERE bot = ? AND user = ?"
+                await self.store.write(lambda db: db.execute(query, (bot, user)))
                 await self.api.delete(*note)
         elif note:
             await self.api.edit(*note, plain(text))
         else:
-            message = await self.api.send(chat, plain(text), silent=True)
+            message = await self.api.send(chat, plain(text), thread=thread, silent=True)
             self.notes[user] = (chat, message)
-            await self.store.write(
-                lambda db: db.execute("INSERT OR REPLACE INTO notes VALUES (?, ?, ?)", (user, chat, message))
-            )
+            insert = "INSERT OR REPLACE INTO notes (bot, user, chat, message) VALUES (?, ?, ?, ?)"
+            await self.store.write(lambda db: db.execute(insert, (bot, user, chat, message)))
 
     async def _mark(self, row: InboxRow, emoji: str | None) -> None:
         async with self.marking:

@@ -1,70 +1,95 @@
-"""Sends what the outbox holds: per chat one after another, command answers first, growing text last.
+"""Sends what the outbox holds: each chat by itself, command answers first, growing text last (see `kai.bot.chat`).
 
-Growing text is not in the outbox: only its newest state counts, and it yields to everything else. Telegram's flood
-limits (`retry_after`) hold a chat up and cost no message. Messages have other limits than edits, and each goes on while
-the other has to wait: a flood of messages must not hide that a turn was stopped.
+A chat that Telegram has closed to the bot, because its user blocked it, keeps its rows until something comes from it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import bisect
-import contextlib
 import logging
-from collections.abc import Callable, Coroutine
-from typing import Any, Literal
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
-from telegram.error import BadRequest, RetryAfter, TelegramError
+from telegram.error import TelegramError
 
-from kai.bot.api import Api, seconds, verdict
+from kai.bot.api import Api
+from kai.bot.chat import Chat, Mode
 from kai.bot.message import Body, decode
+from kai.bot.notices import Notice
 from kai.bot.outbox import Outbox
+from kai.bot.sparing import Sparing
+from kai.bot.spool import Spool
 from kai.bot.tables import OutboxRow, OutboxState
-from kai.lib import log
-from kai.lib.client import delays
 from kai.lib.store import StoreError
 
-EDIT_PERIOD, LONGEST_PERIOD = 1.5, 12.0
-"""Seconds between two edits of a growing message in one chat (S3), and what flood limits make of it at the most."""
-BACK_OFF, RELAXATION, FORGIVEN = 3.0, 0.99, 60.0
-"""By what the period is multiplied when Telegram asks to wait, and at each edit that it takes; after so many seconds
-without an edit all is forgotten. So a long turn's edits come just below the limit, not at it, and there is room for
-the one that matters: with 20 edits a minute the answer, or "stopped", has to wait in one case of a hundred."""
-FAULT_PAUSE = 1.0
 CLOSE_PATIENCE = 5.0
 """Seconds that a send gets to end when the bot is told to stop: cut off, nobody would know whether it arrived."""
-_PRIORITY = {"control": 0, "placeholder": 1, "final": 1, "message": 1}
-Way = Literal["send", "edit"]
 logger = logging.getLogger(__name__)
+Told = Callable[[int, float, str], Sequence[Notice]]
+
+
+def _nobody(chat: int, since: float, reason: str) -> Sequence[Notice]:
+    return ()
 
 
 class Sender:
-    """All chats. `put` takes rows that are stored; `show` takes growing text."""
+    """All chats. `put` takes rows that are stored; `show` takes growing text.
 
-    def __init__(self, api: Api, outbox: Outbox) -> None:
-        self.api, self.outbox = api, outbox
+    `told` gives what admins are told of a chat that is closed since a time, for a reason.
+    """
+
+    def __init__(self, api: Api, outbox: Outbox, *, spool: Spool | None = None, told: Told = _nobody) -> None:
+        self.api, self.outbox, self.spool, self.told = api, outbox, spool, told
         self.chats: dict[int, Chat] = {}
         self.placeholders: dict[int, int] = {}
         self.tasks: set[asyncio.Task[None]] = set()
+        self.sparing = Sparing(logger)
         self.closing = False
+        self.held: list[OutboxRow] | None = None
+
+    def hold(self) -> None:
+        """Send nothing before `open`."""
+        self.held = []
+
+    async def open(self) -> None:
+        """Learn which chats are closed, and begin. After Outbox.recover, which mustn't meet what is being sent."""
+        self.api.gates.closed |= await self.outbox.blocked()
+        held, self.held = self.held or [], None
+        self.put(*held)
 
     def put(self, *rows: OutboxRow) -> None:
+        if self.held is not None:
+            self.held += rows
+            return
         for row in rows:
             self._chat(row.chat).put(row)
 
-    def show(self, chat: int, inbox: int, growing: Callable[[], Body]) -> None:
-        """A message has grown. What it shows is asked for when its turn to be edited comes, not at every word."""
-        self._chat(chat).show(inbox, growing)
+    def show(
+        self, chat: int, inbox: int, growing: Callable[[], Body], mode: Mode = "edit", *, thread: int | None = None
+    ) -> None:
+        """A message has grown. What it shows is asked for when its turn to be shown comes, not at every word.
+
+        It goes into the turn's placeholder by an edit, or is a draft of the same number as the inbox row.
+        """
+        self._chat(chat).show(inbox, growing, mode, thread)
 
     def finished(self, chat: int, inbox: int) -> None:
         """No growing text of this turn may be shown from now on."""
-        self._chat(chat).growing.pop(inbox, None)
+        self._chat(chat).finished(inbox)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run something beside the sending; the reference keeps it alive."""
         task = asyncio.ensure_future(work)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
+
+    def is_sending(self, row: OutboxRow) -> bool:
+        """Whether Telegram is being asked for this very row at this moment."""
+        return row.chat in self.chats and row.id in self.chats[row.chat].sending
+
+    def withdraw(self, row: OutboxRow) -> OutboxRow | None:
+        """Take back a row that waits here; None where it doesn't."""
+        return self.chats[row.chat].withdraw(row.id) if row.chat in self.chats else None
 
     def _chat(self, chat: int) -> Chat:
         if chat not in self.chats:
@@ -80,6 +105,49 @@ class Sender:
             self.placeholders[inbox] = row.message
         return self.placeholders[inbox]
 
+    async def mark(self, row: OutboxRow, state: OutboxState, *, message: int | None = None, error: str = "") -> None:
+        """Note where a row is now, and see to what follows from that. A fault of the disk costs the note only."""
+        try:
+            self.put(*await self.outbox.mark(row, state, message=message, error=error))
+        except StoreError as fault:
+            self.sparing.log("note", logging.ERROR, "a row is %s, but could not be noted as such: %s", state, fault)
+            return
+        if state == "sent":
+            self.forget_file(row)
+
+    def forget_file(self, row: OutboxRow) -> None:
+        """Remove the file of a row that has ended."""
+        file = decode(row.body).file if '"spool"' in row.body else None
+        if file and file.spool and self.spool:
+            self.spool.remove(file.spool)
+
+    # ---- closed chats ----
+
+    async def block(self, chat: int, row: OutboxRow | None, error: TelegramError) -> None:
+        """Telegram takes nothing for this chat: keep what is to go there, and have admins told."""
+        logger.warning("Telegram takes no messages to chat %d: %s; what is to go there is kept", chat, error)
+        self.api.gates.closed.add(chat)
+        reason = error.message
+        try:
+            self.put(*await self.outbox.block(row, chat, lambda since: self.told(chat, since, reason)))
+        except StoreError as fault:
+            logger.error("that is not noted, and will be learnt again: %s", fault)
+
+    def unblock(self, chat: int) -> None:
+        """Something came from this chat: what was kept for it goes out now."""
+        if chat not in self.api.gates.closed:
+            return
+        logger.info("chat %d takes messages again", chat)
+        self.api.gates.closed.discard(chat)
+        self.spawn(self._unblock(chat))
+        self._chat(chat).wake()
+
+    async def _unblock(self, chat: int) -> None:
+        try:
+            await self.outbox.unblock(chat)
+        except StoreError as fault:
+            logger.error("that is not noted, and will be found at the next start: %s", fault)
+
     async def close(self) -> None:
         """Stop. What is on its way may arrive and is noted; the rest goes out after the next start."""
         self.closing = True
@@ -93,215 +161,3 @@ class Sender:
         for task in (*sending, *self.tasks):
             task.cancel()
         await asyncio.gather(*sending, *self.tasks, return_exceptions=True)
-
-
-class Growing:
-    """A message that grows: what it is to show, and whether that may have changed."""
-
-    def __init__(self, body: Callable[[], Body]) -> None:
-        self.body = body
-        self.waits = True
-
-
-class Chat:
-    """One chat's sends, in order of priority and age. Its task lives for as long as there is something to do."""
-
-    def __init__(self, sender: Sender, chat: int) -> None:
-        self.sender, self.api, self.outbox, self.id = sender, sender.api, sender.outbox, chat
-        self.rows: list[tuple[int, int, OutboxRow]] = []
-        self.known: set[int] = set()
-        self.bare: set[int] = set()
-        """Rows whose entities Telegram refused: they go out as plain text."""
-        self.growing: dict[int, Growing] = {}
-        self.shown: dict[int, Body] = {}
-        self.period, self.next_edit = EDIT_PERIOD, 0.0
-        self.not_before: dict[Way, float] = {"send": 0.0, "edit": 0.0}
-        self.waits = {way: delays() for way in self.not_before}
-        self.news = asyncio.Event()
-        self.task: asyncio.Task[None] | None = None
-
-    def put(self, row: OutboxRow) -> None:
-        """Queue a row; one that is queued or being sent already is left alone."""
-        if row.id not in self.known:
-            self.known.add(row.id)
-            bisect.insort(self.rows, (_PRIORITY[row.kind], row.id, row))
-            self._wake()
-
-    def show(self, inbox: int, growing: Callable[[], Body]) -> None:
-        self.growing.setdefault(inbox, Growing(growing)).waits = True
-        self._wake()
-
-    def _wake(self) -> None:
-        self.news.set()
-        if self.task is None:
-            self.task = asyncio.ensure_future(self._work())
-
-    async def _work(self) -> None:
-        try:
-            while (self.rows or self._grown()) and not self.sender.closing:
-                self.news.clear()
-                try:
-                    await self._step()
-                except Exception:  # whatever it is, it must not stop what comes after it
-                    logger.exception("a message of this chat could not be sent now; it is tried again")
-                    await asyncio.sleep(FAULT_PAUSE)
-        finally:
-            self.task = None
-
-    async def _step(self) -> None:
-        """Send the first row that may go now, else show what has grown, else wait until one of them may."""
-        time = asyncio.get_running_loop().time()
-        moments = []
-        for entry in self.rows:
-            row = entry[2]
-            moments.append(self.not_before[self._way(row)])
-            if moments[-1] <= time:
-                with log.fields(KAI_USER=row.user):
-                    if await self._send(row):
-                        self.rows.remove(entry)
-                        self._forget(row)
-                return
-        if self._grown():
-            moments.append(max(self.next_edit, self.not_before["edit"]))
-            if moments[-1] <= time:
-                await self._show_one()
-                return
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.news.wait(), min(moments) - time)
-
-    def _forget(self, row: OutboxRow) -> None:
-        self.known.discard(row.id)
-        self.bare.discard(row.id)
-        if row.kind == "final" and row.inbox is not None:
-            self.sender.placeholders.pop(row.inbox, None)
-            self.shown.pop(row.inbox, None)
-
-    def _way(self, row: OutboxRow) -> Way:
-        """What a row needs of Telegram, as far as is known before it is tried."""
-        edits = row.edits is not None or (row.kind == "final" and row.inbox in self.sender.placeholders)
-        return "edit" if edits else "send"
-
-    def _pause(self, way: Way, duration: float) -> None:
-        self.not_before[way] = asyncio.get_running_loop().time() + duration
-
-    # ---- growing text ----
-
-    def _grown(self) -> bool:
-        return any(growing.waits for growing in self.growing.values())
-
-    async def _show_one(self) -> None:
-        """One edit of growing text, unless it would change nothing."""
-        inbox, growing = next(item for item in self.growing.items() if item[1].waits)
-        growing.waits = False
-        message = await self.sender.placeholder(inbox)
-        if message is None or inbox not in self.growing:
-            return
-        body = growing.body()
-        if body == self.shown.get(inbox):
-            return
-        time = asyncio.get_running_loop().time()
-        if time - self.next_edit > FORGIVEN:
-            self.period = EDIT_PERIOD
-        self.next_edit = time + self.period
-        try:
-            await self.api.edit(self.id, message, body)
-        except RetryAfter as error:
-            growing.waits = True
-            self._flooded("edit", error)
-            self.period = min(BACK_OFF * self.period, LONGEST_PERIOD)
-            self.next_edit = self.not_before["edit"] + self.period
-        except TelegramError as error:
-            logger.info("growing text not shown: %s", error)
-        else:
-            self.shown[inbox] = body
-            self.period = max(EDIT_PERIOD, RELAXATION * self.period)
-
-    # ---- rows ----
-
-    async def _send(self, row: OutboxRow) -> bool:
-        """Try a row once; True when it reached a final state. Else it waits, and what can go meanwhile goes."""
-        body = decode(row.body)
-        if row.id in self.bare:
-            body = Body(body.text, [], body.buttons)
-        try:
-            message = await self._attempt(row, body)
-        except RetryAfter as error:
-            self._flooded(self._way(row), error)
-            return False
-        except TelegramError as error:
-            return self._failed(row, body, error)
-        except StoreError as error:
-            self._later(row, error)
-            return False
-        self.waits[self._way(row)] = delays()
-        if row.kind == "placeholder" and row.inbox is not None and message:
-            self.sender.placeholders[row.inbox] = message
-            self.shown[row.inbox] = body
-        if row.kind == "control" and body.buttons:  # its edit may come next, and needs to know the message
-            await self._mark(row, "sent", message=message)
-        else:
-            self.sender.spawn(self._mark(row, "sent", message=message))
-        return True
-
-    def _flooded(self, way: Way, error: RetryAfter) -> None:
-        logger.warning("Telegram asks to wait %s s", seconds(error))
-        self._pause(way, seconds(error))
-
-    def _later(self, row: OutboxRow, error: Exception) -> None:
-        logger.log(logging.ERROR if isinstance(error, StoreError) else logging.INFO, "not sent yet: %s", error)
-        way = self._way(row)
-        self._pause(way, next(self.waits[way]))
-
-    def _failed(self, row: OutboxRow, body: Body, error: TelegramError) -> bool:
-        """Whether this error is the end of the row."""
-        outcome = verdict(error)
-        if outcome == "refused" and isinstance(error, BadRequest) and body.entities and _of_entities(error):
-            logger.warning("Telegram refused the entities: %s; sent as plain text", error)
-            self.bare.add(row.id)
-            return False
-        if outcome == "refused":
-            logger.error("Telegram refused a message: %s; it is kept as a dead letter", error)
-            self.sender.spawn(self._mark(row, "dead", error=str(error)))
-            return True
-        if outcome == "unknown" and row.kind != "control" and row.state == "sending":
-            logger.warning("a part of an answer may or may not have arrived: %s", error)
-            self.sender.spawn(self._mark(row, "unknown", error=str(error)))
-            return True
-        self._later(row, error)
-        return False
-
-    async def _attempt(self, row: OutboxRow, body: Body) -> int | None:
-        message = await self._edited(row)
-        if message is not None:
-            try:
-                await self.api.edit(self.id, message, body)
-            except BadRequest as error:
-                if _of_entities(error):
-                    raise
-                logger.info("the message to be edited is gone: %s", error)
-                if row.inbox is not None:
-                    self.sender.placeholders.pop(row.inbox, None)
-            else:
-                return message
-        if row.edits is not None:
-            return message
-        if row.kind != "placeholder" and row.state != "sending":
-            await self.outbox.mark(row, "sending")
-        return await self.api.send(self.id, body)
-
-    async def _edited(self, row: OutboxRow) -> int | None:
-        """The message that shows this row, where it is one that is there already."""
-        if row.edits is not None:
-            return await self.outbox.message(row.edits)
-        return await self.sender.placeholder(row.inbox) if row.kind == "final" and row.inbox is not None else None
-
-    async def _mark(self, row: OutboxRow, state: OutboxState, *, message: int | None = None, error: str = "") -> None:
-        """Mostly stored beside the sending: the next message of the chat need not wait for the disk."""
-        try:
-            await self.outbox.mark(row, state, message=message, error=error)
-        except StoreError as fault:
-            logger.error("sent, but not noted as such: %s", fault)
-
-
-def _of_entities(error: TelegramError) -> bool:
-    return "entit" in error.message.lower()

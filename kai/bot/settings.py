@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, tzinfo
+from typing import get_args
 from zoneinfo import ZoneInfo
+
+import msgspec
 
 from kai.bot import picker
 from kai.bot.invocation import Invocation, Misused
 from kai.bot.message import Body, Button, Buttons, Code, compose
-from kai.interfaces import Model, ModelList, Models, Set, Setting, Settings, SettingsInForce
+from kai.interfaces import Model, ModelList, Models, Set, Setting, Settings, SettingsInForce, Streaming
 
 RESET = "reset"
 CHOSEN, CHOSEN_HERE = "your choice", "your choice for this workspace"
@@ -66,12 +69,12 @@ async def settings(asked: Invocation) -> list[Body]:
     if field == RESET:
         if len(value.split()) > 1:
             raise Misused("One field can be reset, or all of them.")
-        after = await asked.ask(Set(field=value.lower(), value=""))
+        after = await _set(asked, value.lower(), "")
         if not value:
             return compose("Your choices are taken back.\n\n", *_table(after), buttons=_buttons(after.settings))
         return compose(*outcome(after, value.lower(), ""))
     if value:
-        return compose(*outcome(await asked.ask(Set(field=field, value=value)), field, value))
+        return compose(*outcome(await _set(asked, field, value), field, value))
     found = await asked.ask(Settings())
     if not field:
         return compose(*_table(found), buttons=_buttons(found.settings))
@@ -81,6 +84,15 @@ async def settings(asked: Invocation) -> list[Body]:
         raise Misused(f"There is no setting of that name. There are: {known}.")
     hint = f"\n\nA choice of yours: /settings {field} VALUE"
     return compose(*line(one, found.ceiling_usd), hint, buttons=_buttons([one]))
+
+
+async def _set(asked: Invocation, field: str, value: str) -> SettingsInForce:
+    """Choose. The next turn may begin before its supervisor is asked anything, and is to know how it is shown."""
+    after = await asked.ask(Set(field=field, value=value))
+    streaming = setting(after, "streaming")
+    if asked.lane.journal and streaming and streaming.value in get_args(Streaming):
+        asked.lane.journal = msgspec.structs.replace(asked.lane.journal, streaming=streaming.value)
+    return after
 
 
 def two(arguments: str) -> tuple[str, str]:

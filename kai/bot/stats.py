@@ -7,9 +7,8 @@ from datetime import datetime, tzinfo
 
 from kai.bot.invocation import Invocation
 from kai.bot.markdown import render
-from kai.bot.message import Body, Code, body, compose
+from kai.bot.message import Body, Code, compose, parts
 from kai.bot.settings import Pieces, setting, zone
-from kai.bot.split import split
 from kai.bot.text import Span, assemble, spans_of
 from kai.interfaces import AgentState, Memory, MemoryText, Settings, State
 
@@ -82,4 +81,4 @@ def shown(found: MemoryText) -> list[Body]:
     spans = [Span("code", 0, len(head.text) - len(note))]
     text = render(found.text)
     spans += [span._replace(start=span.start + len(above), end=span.end + len(above)) for span in spans_of(text)]
-    return [body(part) for part in split(assemble(above + text.text, spans))]
+    return parts(assemble(above + text.text, spans), found.text, name="MEMORY.md")

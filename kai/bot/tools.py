@@ -12,6 +12,7 @@ LONG_CALL = 3.0
 """Seconds after which the line of a tool shows its elapsed time."""
 LONGEST_NAME = 40
 LONGEST_SUMMARY = 100
+DONE = "✓ "
 MOST_NAMES = 5
 """Tools that are counted by name; the rest is one number."""
 
@@ -38,7 +39,7 @@ def counts_line(ran: Sequence[Ran]) -> str:
     ordered = sorted(ran, key=lambda each: -each.count)
     named = [f"{each.count} {shorten(each.tool, LONGEST_NAME)}" for each in ordered[:MOST_NAMES]]
     others = sum(each.count for each in ordered[MOST_NAMES:])
-    return f"✓ {', '.join([*named, f'{others} more'] if others else named)}" if named else ""
+    return f"{DONE}{', '.join([*named, f'{others} more'] if others else named)}" if named else ""
 
 
 def shorten(text: str, longest: int) -> str:

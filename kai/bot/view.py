@@ -5,20 +5,25 @@ from __future__ import annotations
 import dataclasses
 import time
 
+from kai.bot import cut
 from kai.bot.markdown import Text, length, render_partial
-from kai.bot.message import Body, bodies, body, plain, stop_button
+from kai.bot.message import Body, bodies, body, noted, plain, stop_button
 from kai.bot.split import LIMIT, split
 from kai.bot.tables import InboxRow
 from kai.bot.text import clean
-from kai.bot.tools import clock, counts_line, running_line, shorten
+from kai.bot.tools import DONE, clock, counts_line, running_line, shorten
 from kai.interfaces import Event, Ran
 
 SHOWN = 3500
 """Characters of the end of a growing text that are shown; the rest comes with the final answer."""
 LONG_WORK = 10.0
 """Seconds after which the elapsed time of a turn is shown."""
+LONG_TURN = 60.0
+"""Seconds of work after which the answer comes as a new message: an edit doesn't notify (S3)."""
 LONGEST_TROUBLE = 300
+FETCHING = "📎 fetching files…"
 ASKS = "❓ waits for your approval"
+SIGNS = {"ok": DONE, "failed": "⚠ ", "interrupted": "⏹ "}
 
 
 class View:
@@ -32,9 +37,11 @@ class View:
         self.ran: list[Ran] = []
         self.questions: set[str] = set()
         self.trouble = ""
+        self.fetching = False
 
     def apply(self, event: Event) -> None:
         self.trouble = ""
+        self.fetching = False
         if event.kind == "started":
             self.began = event.since or self.began
         elif event.kind == "text":
@@ -69,6 +76,8 @@ class View:
     def _now(self) -> Text:
         if self.trouble:
             return Text(shorten(self.trouble, LONGEST_TROUBLE))
+        if self.fetching:
+            return Text(FETCHING)
         if self.questions:
             return Text(ASKS)
         if self.tool:
@@ -77,22 +86,33 @@ class View:
 
     def final(self, done: Event) -> list[Body]:
         """The answer. An error is added under what was shown; it never replaces it."""
-        notes = {"ok": "", "failed": f"⚠ {done.error}", "interrupted": f"⏹ Stopped. {done.error}".strip()}
-        note = notes.get(done.outcome, "")
-        if done.outcome == "ok" and done.error:
-            note = f"⚠ {done.error}"
-        note = clean(note)
-        text = done.text or self.text  # a supervisor that was cut off gives none; what was shown stays
+        was_cut = done.outcome == "interrupted" and done.reason == "cut"
+        # What is stored of a turn that was cut off may be a second older than what was shown.
+        text = max(done.text, self.text, key=len) if was_cut else done.text or self.text
+        note = clean(_note(done))
         messages = bodies(text) if text.strip() else []
+        if was_cut:
+            return cut.asking(messages, note, self.row.turn)
         if not messages:
             return [plain(note or "(The agent gave no text.)")]
-        if note:
-            last = messages[-1]
-            if length(last.text) + length(note) + 2 <= LIMIT:
-                messages[-1] = Body(f"{last.text}\n\n{note}", last.entities)
-            else:
-                messages.append(plain(note))
-        return messages
+        return noted(messages, note) if note else messages
+
+    def summary(self, done: Event) -> Body | None:
+        """What the growing message becomes where the answer is a new one; None where the answer goes into it."""
+        self.began = done.since or self.began
+        if self.elapsed <= LONG_TURN:
+            return None
+        counts = counts_line(self.ran).removeprefix(DONE)
+        return plain(f"{SIGNS.get(done.outcome, DONE)}{clock(self.elapsed)}{f' · {counts}' if counts else ''}")
+
+
+def _note(done: Event) -> str:
+    """What is to be said of how a turn ended, in a line or two."""
+    if done.outcome == "interrupted":
+        if done.reason == "cut":
+            return f"⚠ This turn was cut off: {done.error}"
+        return f"⏹ Stopped. {done.error}".strip()
+    return f"⚠ {done.error}" if done.error or done.outcome == "failed" else ""
 
 
 def _below(text: Text, status: Text) -> Text:

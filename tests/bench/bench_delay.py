@@ -1,11 +1,15 @@
 """Kai's own delay: update handed out → prompt at the agent, plus result → Telegram, every durable write included.
 
 Warm: the agent's process runs. Cold: it was evicted and its supervisor has left; the agent's own start is taken off.
-Start: exec of kai-bot → its first getUpdates. Prints JSON lines; `python tests/bench/bench_delay.py [WARM [COLD]]`.
+Start: exec of kai-bot → its first getUpdates. Processor time: what a warm turn costs the bot and the supervisor; on a
+machine that has other work too, this is the figure to compare.
+
+Prints JSON lines; `python tests/bench/bench_delay.py [WARM [COLD]]`.
 """
 
 import asyncio
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -44,6 +48,24 @@ def telegram(directory: Path) -> Iterator[tuple[str, ControlClient]]:
             p.terminate()
 
 
+def own_times(times: Path, text: str) -> dict[str, float]:
+    """What the agent wrote down of a turn; it does so after the result, which may be in Telegram by then."""
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        lines = times.read_text().splitlines(keepends=True) if times.exists() else []
+        for row in (json.loads(line) for line in reversed(lines) if line.endswith("\n")):
+            if row["text"] == text:
+                return dict(row)
+        time.sleep(0.005)
+    raise RuntimeError(f"the agent wrote nothing of {text}")
+
+
+def processor(pid: int) -> float:
+    """Seconds of processor time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def one(client: ControlClient, times: Path, text: str, *, cold: bool = False) -> float:
     """Seconds of Kai's own for one message."""
     client.say(ALICE, text)
@@ -55,7 +77,7 @@ def one(client: ControlClient, times: Path, text: str, *, cold: bool = False) ->
             handed = call.answered or 0.0
         if call.method in ("sendMessage", "editMessageText") and parameters.get("text") == f"re: {text}":
             final = final or call.at
-    row = next(r for r in map(json.loads, reversed(times.read_text().splitlines())) if r["text"] == text)
+    row = own_times(times, text)
     own_start = row["ready"] - row["began"] if cold else 0.0
     PARTS.append((row["prompt"] - handed, final - row["result"]))
     return float(row["prompt"] - handed - own_start + final - row["result"])
@@ -85,10 +107,14 @@ async def main(warm: int, cold: int) -> None:
             await launcher.wait_ready("kai-bot")
             await asyncio.to_thread(client.wait_polling)
             await asyncio.to_thread(one, client, times, "first")
+            pids = {unit: launcher.pid(unit) for unit in ("kai-bot", "kai-agent@alice")}
+            before = {unit: processor(pid) for unit, pid in pids.items() if pid}
             samples = [await asyncio.to_thread(one, client, times, f"warm-{n}.") for n in range(warm)]
+            used = {unit: round((processor(pids[unit] or 0) - s) * 1000 / warm, 2) for unit, s in before.items()}
             show("warm delay", samples)
             show("warm delay: handed out to prompt", [p for p, _ in PARTS[-warm:]])
             show("warm delay: result to Telegram", [r for _, r in PARTS[-warm:]])
+            print(json.dumps({"figure": "processor time of a warm turn", "n": warm, "ms": used}), flush=True)
             evicted = []
             for number in range(cold):
                 await launcher.wait_exit("kai-agent@alice", within=30)

@@ -41,7 +41,7 @@ class Asking(Supervisor):
     def handlers(self) -> Any:
         return {**super().handlers(), Answer: self.answer}
 
-    async def start(self, peer: Peer, call: Start, emit: Emit) -> Event:
+    async def start(self, peer: Peer, call: Start, descriptors: list[int], emit: Emit) -> Event:
         live = self.live[call.turn] = LiveTurn(call.turn)
         live.apply(Event(kind="started", session="s"))
         if call.prompt[0].text == "ask":

@@ -148,11 +148,6 @@ async def test_stats_tells_turns_session_and_state(stage: Stage) -> None:
     assert "Turns: 1" in ((await stage.answer("Session:")).text or "")
 
 
-async def test_what_cannot_be_taken_yet_is_told_not_ignored(stage: Stage) -> None:
-    stage.api.say(ALICE, document=stage.api.put_file(b"x", name="a.txt"))
-    await stage.answer("only text messages")
-
-
 async def test_a_long_answer_comes_in_parts_that_fit_and_in_order(stage: Stage) -> None:
     stage.say("! seq 1 3000")
     await stage.answer("3000")

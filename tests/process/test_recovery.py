@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kai.bot.intake import _sound
+from kai.bot.content import sound
 from kai.demo.botapi.faults import Fault
 from kai.lib.store import Store
 
@@ -157,7 +157,7 @@ async def test_a_session_survives_the_death_of_its_supervisor_in_the_first_turn(
     stage.say("slow 100")
     await stage.growing("word3")
     stage.launcher.kill(AGENT)
-    cut = await stage.answer("cut off")
+    cut = await stage.growing("cut off")
     stage.say("history")
     assert "slow 100" in ((await stage.answer("", after=cut.message_id)).text or "")
 
@@ -187,7 +187,7 @@ async def test_the_bot_fails_once_and_clearly_on_a_token_that_cannot_be_one(stag
 
 async def test_half_a_surrogate_pair_is_made_storable(tmp_path: Path) -> None:
     store = Store(tmp_path / "a.db", "CREATE TABLE t (text TEXT)")
-    await store.write(lambda db: db.execute("INSERT INTO t VALUES (?)", (_sound("half \ud83d pair"),)))
+    await store.write(lambda db: db.execute("INSERT INTO t VALUES (?)", (sound("half \ud83d pair"),)))
     (row,) = await store.read("SELECT text FROM t")
     assert row["text"] == "half ? pair"
     store.close()

@@ -373,3 +373,29 @@ def test_without_a_memory_file_it_says_so(start: Any) -> None:
     driver = start()
     assert "no MEMORY.md" in driver.turn("remember the blue one")["result"]
     assert driver.turn("[Kai] This session ends now.")["result"] == "done"
+
+
+# ---- files ----
+
+
+def test_files_and_images_that_came_are_told_and_a_caption_is_obeyed(start: Any, tmp_path: Path) -> None:
+    (tmp_path / "cat.png").write_bytes(b"meow")
+    image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "bWVvdw=="}}
+    line = {"type": "text", "text": f"[File: {tmp_path}/cat.png (image/png, 4 bytes)]"}
+    gone = {"type": "text", "text": "[File: /nowhere/x (1 bytes)]"}
+    driver = start()
+    told = driver.turn([line, image, gone])["result"].splitlines()
+    assert told == [
+        f"I can read `{tmp_path}/cat.png`: 4 bytes.",
+        "I was shown an image: image/png, 4 bytes.",
+        "I can't read `/nowhere/x`: No such file or directory.",
+    ]
+    assert driver.turn([{"type": "text", "text": "say hello"}, line])["result"].startswith("hello\n[File: ")
+
+
+@pytest.mark.parametrize("block", [{"type": "video"}, {"type": "image"}, {"type": "image", "source": {"type": "url"}}])
+def test_a_block_that_is_neither_text_nor_image_ends_the_program(start: Any, block: object) -> None:
+    driver = start()
+    driver.say([block])
+    assert driver.process.wait(SECONDS) == 1
+    assert "Error: " in driver.errors()

@@ -2,11 +2,12 @@
 
 import json
 import time
+from typing import Literal
 
 import pytest
 
+from kai.bot import cut, tools
 from kai.bot import question as questions
-from kai.bot import tools
 from kai.bot.message import Body
 from kai.bot.question import DECISIONS, OVER, question, settled
 from kai.bot.split import LIMIT
@@ -183,6 +184,112 @@ def test_notes_come_under_what_was_said(clock: Clock) -> None:
         Body("All\n\n⚠ nearly spent")
     ]
     assert "\x1b" not in view.final(Event(kind="done", outcome="failed", error="\x1b[31mred"))[0].text
+
+
+def test_a_note_under_an_answer_that_is_a_document_is_a_message_of_its_own(clock: Clock) -> None:
+    text = "\n\n".join(f"**{n}** {'word ' * 700}" for n in range(8))
+    first, file, note = View(row()).final(Event(kind="done", outcome="ok", text=text, error="nearly spent"))
+    assert first.entities
+    assert file.file
+    assert file.file.text == text
+    assert note == Body("⚠ nearly spent")
+
+
+def test_a_note_leaves_the_markup_above_it_where_it_is(clock: Clock) -> None:
+    done = Event(kind="done", outcome="failed", text="🙂 **bold** and `code`", error="it *died*")
+    (body,) = View(row()).final(done)
+    assert body.text == "🙂 bold and code\n\n⚠ it *died*"
+    assert (shown(body, "bold"), shown(body, "code")) == (["bold"], ["code"])
+
+
+def test_while_files_are_fetched_that_is_what_the_turn_does(clock: Clock) -> None:
+    view = View(row())
+    view.fetching = True
+    assert view.growing().text == "📎 fetching files…"
+    view.trouble = "⚠ no network"
+    assert view.growing().text == "⚠ no network"
+    view.apply(Event(kind="started", session="s"))
+    assert view.growing().text == "⏳"
+
+
+# ---- the answer after long work ----
+
+
+def test_an_answer_of_a_minute_goes_into_the_message_that_grew(clock: Clock) -> None:
+    view = View(row())
+    clock.now += 60
+    assert view.summary(Event(kind="done", outcome="ok", text="Done.")) is None
+
+
+@pytest.mark.parametrize(("outcome", "sign"), [("ok", "✓"), ("failed", "⚠"), ("interrupted", "⏹")])
+def test_after_more_than_a_minute_the_message_that_grew_becomes_one_line(
+    clock: Clock, outcome: Literal["ok", "failed", "interrupted"], sign: str
+) -> None:
+    view = View(row())
+    view.apply(Event(kind="tool", ran=[Ran("Read", 2), Ran("Bash", 3)]))
+    clock.now += 133
+    assert view.summary(Event(kind="done", outcome=outcome)) == Body(f"{sign} 2:13 · 3 Bash, 2 Read")
+
+
+def test_how_long_a_turn_took_is_known_to_who_joins_it_only_at_its_end(clock: Clock) -> None:
+    view = View(row())
+    assert view.summary(Event(kind="done", outcome="ok", since=clock.now - 61)) == Body("✓ 1:01")
+    assert View(row()).summary(Event(kind="done", outcome="ok", since=clock.now - 59)) is None
+
+
+# ---- a turn that was cut off ----
+
+
+def cut_off(text: str = "", error: str = "the supervisor ended") -> Event:
+    return Event(kind="done", outcome="interrupted", reason="cut", text=text, error=error)
+
+
+def test_a_turn_that_was_cut_off_shows_its_part_and_asks_what_is_to_become_of_it() -> None:
+    (body,) = View(row()).final(cut_off("A **part**"))
+    assert body.text == "A part\n\n⚠ This turn was cut off: the supervisor ended"
+    assert shown(body, "bold") == ["part"]
+    assert [[button.text for button in each] for each in body.rows()] == [["Continue", "Drop"]]
+    data = [button.data for each in body.rows() for button in each]
+    assert data == [f"continue:{TURN}", f"drop:{TURN}"]
+    assert all(len(one.encode()) <= 64 for one in data)
+    assert [cut.parse(one) for one in data] == [TURN, TURN]
+
+
+def test_a_turn_that_was_cut_off_before_it_said_anything_asks_too() -> None:
+    (body,) = View(row()).final(cut_off())
+    assert body.text == "⚠ This turn was cut off: the supervisor ended"
+    assert body.buttons
+
+
+def test_of_a_turn_that_was_cut_off_as_much_stays_as_was_ever_shown() -> None:
+    view = View(row())
+    view.apply(Event(kind="text", text="one two three"))
+    assert view.final(cut_off("one two"))[0].text.startswith("one two three\n\n")
+    assert view.final(cut_off("one two three four"))[0].text.startswith("one two three four\n\n")
+
+
+def test_a_turn_that_its_user_stopped_asks_nothing() -> None:
+    (body,) = View(row()).final(Event(kind="done", outcome="interrupted", text="A part"))
+    assert body.buttons == []
+
+
+@pytest.mark.parametrize("length_of_part", [4000, 4040, 4096, 30_000])
+def test_the_decision_always_has_room_under_the_last_message_of_the_part(length_of_part: int) -> None:
+    messages = View(row()).final(cut_off("x" * length_of_part))
+    *others, last = messages
+    assert last.buttons
+    assert not any(body.buttons for body in others)
+    assert last.file is None
+    for decision in (cut.CONTINUED, cut.DROPPED):
+        decided = settled(last, decision)
+        assert length(decided.text) <= LIMIT
+        assert decided.text.endswith(f"\n\n{decision}")
+        assert decided.buttons == []
+
+
+@pytest.mark.parametrize("data", ["", "continue", "continue:", "continue:1", "drop:1.x", "continue:1.2.3", "stop:1.2"])
+def test_data_that_no_button_of_a_turn_that_was_cut_off_has_is_none(data: str) -> None:
+    assert cut.parse(data) is None
 
 
 # ---- a question ----

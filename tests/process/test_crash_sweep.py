@@ -1,0 +1,86 @@
+"""The delivery contract, proved by killing: nothing lost, nothing run twice, nothing answered twice (kai-queue(5)).
+
+Each sweep is a set of its own, with a stand-in for Telegram that has bad days, and daemons that are killed at instants
+that its seed chooses. `tests/bench/bench_crash.py` does the same for as long as one likes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from .crash.broken import RULES
+from .crash.points import Kind, Moment, Point
+from .crash.sweep import Plan, Report, Sweep
+from .crash.units import BOT, Zygote
+
+SEEDS = range(1, 17)
+KILLS = 65
+"""Of each seed: with sixteen of them, more than a thousand."""
+INSTANTS = {
+    *(f"kai-bot {kind} {moment}" for kind in ("commit", "request", "call") for moment in ("before", "after")),
+    "kai-bot reply after",
+    *(
+        f"kai-agent {kind} {moment}"
+        for kind in ("commit", "answer", "prompt", "said")
+        for moment in ("before", "after")
+    ),
+    "kai-agent asked after",
+}
+"""Where a daemon must have been killed at least once, or a wrapper no longer wraps anything."""
+
+
+@pytest.fixture(scope="module")
+def zygote() -> Iterator[Zygote]:
+    made = Zygote()
+    yield made
+    made.close()
+
+
+def test_each_kind_of_instant_is_in_the_plans() -> None:
+    """What the sixteen seeds begin with is enough to reach every one of them."""
+    from .crash.sweep import OF_AGENT, OF_BOT
+
+    planned = {f"kai-bot {kind} {moment}" for kind, moment, _ in OF_BOT}
+    planned |= {f"kai-agent {kind} {moment}" for kind, moment, _ in OF_AGENT}
+    assert planned >= INSTANTS
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_whatever_is_killed_nothing_is_lost_and_nothing_happens_twice(zygote: Zygote, seed: int) -> None:
+    report = await Sweep(zygote, seed, wanted=KILLS, within=80).run()
+    assert not report.wrong, str(report)
+    assert report.killed >= KILLS, f"only {report.killed} kills in {report.seconds:.0f} s"
+    assert report.verdict.answered > len(report.said.prompts) / 8, "most prompts were only cut off: it tells too little"
+
+
+def ends_at(unit: str, kind: Kind, moment: Moment, name: str) -> Plan:
+    """Each life of one daemon ends at the first or second such instant."""
+
+    def plan(of: str, life: int) -> list[Point]:
+        return [Point(kind, moment, 1 + life % 2, name)] if of.startswith(unit) else []
+
+    return plan
+
+
+@pytest.mark.parametrize(
+    ("rule", "plan", "found"),
+    [
+        ("acknowledge_first", ends_at(BOT, "commit", "before", "Inbox.receive"), "lost"),
+        ("forget_running_turns", ends_at("kai-agent", "said", "after", "assistant"), "run_twice"),
+        ("send_again", ends_at(BOT, "request", "after", "sendMessage"), "answered_twice"),
+        ("forget_answers", ends_at(BOT, "request", "before", "editMessageText"), "lost"),
+    ],
+)
+async def test_a_broken_rule_is_found(zygote: Zygote, rule: str, plan: Plan, found: str) -> None:
+    """A sweep that could not fail would prove nothing."""
+    assert rule in RULES
+    reports: list[Report] = []
+    for seed in range(5):
+        reports.append(await Sweep(zygote, seed, wanted=12, plan=plan, broken=rule, within=15).run())
+        if getattr(reports[-1].verdict, found):
+            return
+    kills = sum((report.points for report in reports), Counter())
+    pytest.fail(f"{rule}: nothing {found} in {sum(r.killed for r in reports)} kills: {dict(kills)}")
