@@ -104,7 +104,10 @@ class Bot:
         for user in list(self.lanes.users):
             if user not in names:
                 await self.lanes.drop(user)
-        dead = await self.inbox.bury(names)
+        unsent = await self.outbox.bury(names)
+        for row in unsent:
+            self.sender.withdraw(row)
+        dead = await self.inbox.bury(names) + len(unsent)
         if dead:
             logger.warning("%d message(s) of users who are gone became dead letters", dead)
 

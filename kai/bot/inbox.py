@@ -302,12 +302,16 @@ class Inbox:
         return await self.store.write(work)
 
     async def bury(self, users: set[str]) -> int:
-        """What waits of users who are no longer in the configuration becomes dead letters; returns how many."""
+        """What waits of users who are no longer in the configuration becomes dead letters; returns how many.
+
+        What was answered stays so: its answer is the outbox's to bury.
+        """
         others = f"user NOT IN ({', '.join('?' * len(users))})"
         return await self.store.write(
             lambda db: (
                 db.execute(
-                    f"UPDATE inbox SET state = 'dead', changed = ? WHERE state IN {UNFINISHED} AND {others}",
+                    "UPDATE inbox SET state = 'dead', changed = ?, error = 'its user is gone' "
+                    f"WHERE state IN {UNFINISHED} AND state != 'answered' AND {others}",
                     (now(), *sorted(users)),
                 ).rowcount
             )
@@ -323,7 +327,7 @@ class Inbox:
                 f"leading WHERE leading.id = inbox.leader AND leading.state NOT IN {FINISHED})",
                 (old,),
             )
-            db.execute("DELETE FROM outbox WHERE changed < ? AND state = 'sent'", (old,))
+            db.execute("DELETE FROM outbox WHERE changed < ? AND state IN ('sent', 'dropped')", (old,))
 
         await self.store.write(work)
 

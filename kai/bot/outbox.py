@@ -223,6 +223,19 @@ class Outbox:
 
         return await self.store.write(work)
 
+    async def bury(self, users: set[str]) -> list[OutboxRow]:
+        """What is unsent of users who are no longer in the configuration becomes dead letters."""
+
+        def work(db: sqlite3.Connection) -> list[OutboxRow]:
+            where = f"state IN {UNSENT} AND user NOT IN ({', '.join('?' * len(users))})"
+            rows = _rows(db, where, *sorted(users))
+            for row in rows:
+                _set(db, row.id, "dead", error="its user is gone")
+                _delivered(db, row)
+            return rows
+
+        return await self.store.write(work)
+
     async def row(self, row_id: int) -> OutboxRow | None:
         found = await self.store.write(lambda db: _rows(db, "id = ?", row_id))
         return found[0] if found else None

@@ -97,14 +97,25 @@ class Places:
             await self.store.write(lambda db: db.execute(insert, (bot, user, chat, message)))
 
     async def _mark(self, row: InboxRow, emoji: str | None) -> None:
-        async with self.marking:
-            if emoji and row.state != "queued":
-                return
-            try:
-                await self.api.react(row.chat, row.message, emoji)
-            except TelegramError as error:
-                logger.info("waiting mark: %s", error)
-            await asyncio.sleep(MARK_PERIOD)
+        """A flood limit is waited for: a mark that isn't taken away would stay for good."""
+        wait = MARK_PERIOD
+        while wait:
+            async with self.marking:
+                if emoji and row.state != "queued":
+                    return
+                wait = await self._react(row, emoji)
+                await asyncio.sleep(MARK_PERIOD)
+            await asyncio.sleep(wait)
+
+    async def _react(self, row: InboxRow, emoji: str | None) -> float:
+        """Seconds until it is to be tried again, 0 for never."""
+        try:
+            await self.api.react(row.chat, row.message, emoji)
+        except RetryAfter as error:
+            return seconds(error)
+        except TelegramError as error:
+            logger.info("waiting mark: %s", error)
+        return 0.0
 
 
 def _note(waiting: int) -> str:

@@ -7,8 +7,10 @@ import sqlite3
 from collections.abc import Callable
 from typing import Any
 
+from kai.bot import cut
 from kai.bot.inbox import Inbox
 from kai.bot.lanes import Lanes
+from kai.bot.message import decode
 from kai.bot.outbox import Outbox
 from kai.bot.sender import Sender
 from kai.bot.tables import INBOX_COLUMNS, UNFINISHED, UNSENT, InboxRow, now
@@ -136,7 +138,12 @@ class QueueDesk:
             return bool(await self.lanes.drop(entry.user, row=waiting))
         states = "'dead', 'interrupted'" if entry.bot == self.outbox.bot else "'dead', 'interrupted', 'queued'"
         query = f"UPDATE inbox SET state = 'dropped', changed = ? WHERE id = ? AND state IN ({states})"
-        return bool(await self.store.write(lambda db: db.execute(query, (now(), number)).rowcount))
+        if not await self.store.write(lambda db: db.execute(query, (now(), number)).rowcount):
+            return False
+        asked = await self.outbox.last(entry.user, entry.turn) if entry.state == "interrupted" else None
+        if asked and decode(asked.body).buttons:
+            self.sender.put(*await self.outbox.decide(asked, cut.DROPPED))
+        return True
 
 
 def _parse(text: str) -> tuple[str, int]:

@@ -13,7 +13,7 @@ from kai.lib.client import Client
 from kai.lib.log import printable
 from kai.lib.varlink import Fault, Unavailable
 
-SECONDS = 120.0
+SECONDS = 300.0
 
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

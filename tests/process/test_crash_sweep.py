@@ -13,8 +13,8 @@ import pytest
 
 from .crash.broken import RULES
 from .crash.points import Kind, Moment, Point
-from .crash.sweep import Plan, Report, Sweep
-from .crash.units import BOT, Zygote
+from .crash.sweep import OF_AGENT, OF_BOT, Report, Sweep
+from .crash.units import BOT, Plan, Zygote
 
 SEEDS = range(1, 17)
 KILLS = 65
@@ -41,8 +41,6 @@ def zygote() -> Iterator[Zygote]:
 
 def test_each_kind_of_instant_is_in_the_plans() -> None:
     """What the sixteen seeds begin with is enough to reach every one of them."""
-    from .crash.sweep import OF_AGENT, OF_BOT
-
     planned = {f"kai-bot {kind} {moment}" for kind, moment, _ in OF_BOT}
     planned |= {f"kai-agent {kind} {moment}" for kind, moment, _ in OF_AGENT}
     assert planned >= INSTANTS
