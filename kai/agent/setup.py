@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from datetime import UTC, date, datetime, tzinfo
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -31,6 +32,7 @@ class Setup:
         self.d, self.turns = d, turns
         self.base = d.state_dir.parent
         self.config, self.user = self._read()
+        self._entry: tuple[object, Path, Workspace | None] = (None, self.base, None)
         self.chosen: dict[tuple[str, str], str] = {}
         self.path = self.home
         d.on_reload.append(self.reload)
@@ -44,6 +46,7 @@ class Setup:
     def reload(self) -> None:
         """SIGHUP: a configuration that is broken, or has this user no more, raises; the one in force stays."""
         self.config, self.user = self._read()
+        self.__dict__.pop("account_home", None)
 
     def _read(self) -> tuple[Config, User]:
         config = load(self.d.config_dir)
@@ -56,8 +59,9 @@ class Setup:
 
     # ---- where things are ----
 
-    @property
+    @cached_property
     def account_home(self) -> Path:
+        """The account database is asked once: it is needed many times a turn, and may be slow."""
         return home_of(self.user) or self.base
 
     @property
@@ -89,7 +93,11 @@ class Setup:
     @property
     def entry(self) -> Workspace | None:
         """What workspaces.yaml says of the current workspace."""
-        return self.config.workspaces_of(self.user, self.account_home).get(self.path)
+        config, path, entry = self._entry
+        if config is not self.config or path != self.path:
+            entry = self.config.workspaces_of(self.user, self.account_home).get(self.path)
+            self._entry = (self.config, self.path, entry)
+        return entry
 
     async def move(self, place: Place) -> None:
         path = Path(place.path)

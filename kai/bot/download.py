@@ -98,7 +98,8 @@ class Download:
             raise _NotNow("Telegram asks to wait", wait=seconds(error)) from None
         except TelegramError as error:
             raise _NotNow(error.message) from None
-        self.client = self.client or httpx.AsyncClient(headers={"Accept-Encoding": "identity"})
+        if self.client is None:
+            self.client = httpx.AsyncClient(headers={"Accept-Encoding": "identity"}, verify=self.api.context)
         try:
             async with self.client.stream("GET", address, timeout=PATIENCE) as answer:
                 if answer.status_code != httpx.codes.OK:

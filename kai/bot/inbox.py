@@ -101,8 +101,7 @@ class Inbox:
         """A message, a command or a button."""
         if arrival.kind == "control" or arrival.refused:
             oldest = db.execute(
-                "SELECT id FROM inbox WHERE bot = ? AND user = ? AND kind = 'turn' AND state IN ('queued', 'running') "
-                "ORDER BY id LIMIT 1",
+                f"SELECT id {_OPEN} AND kind = 'turn' AND state IN ('queued', 'running') ORDER BY id LIMIT 1",
                 (self.bot, arrival.user),
             ).fetchone()
             return self._insert(db, arrival, "received", target=oldest["id"] if oldest else None)
@@ -122,8 +121,7 @@ class Inbox:
     def _is_free(self, db: sqlite3.Connection, arrival: Arrival) -> bool:
         """Whether its turn may run at once: its agent's journal is known, and nothing of its user's is before it."""
         before = db.execute(
-            "SELECT 1 FROM inbox WHERE bot = ? AND user = ? AND kind != 'control' "
-            "AND state IN ('queued', 'running') LIMIT 1",
+            f"SELECT 1 {_OPEN} AND kind != 'control' AND state IN ('queued', 'running') LIMIT 1",
             (self.bot, arrival.user),
         ).fetchone()
         return arrival.journal is not None and before is None
@@ -132,8 +130,8 @@ class Inbox:
         """The row that leads the bundle which this one belongs to, as long as its turn has not begun."""
         album = arrival.bundle.startswith("album:")
         last = db.execute(
-            f"SELECT {INBOX_COLUMNS} FROM inbox WHERE bot = ? AND user = ? AND chat = ? AND kind = 'turn' "
-            f"AND state NOT IN ('received', 'refused') {'AND bundle = ?' if album else ''} ORDER BY id DESC LIMIT 1",
+            f"{_OF_USER} AND kind = 'turn' AND state NOT IN ('received', 'refused') "
+            f"{'AND bundle = ?' if album else ''} ORDER BY id DESC LIMIT 1",
             (self.bot, arrival.user, arrival.chat, *([arrival.bundle] if album else [])),
         ).fetchone()
         if last is None:
@@ -160,8 +158,7 @@ class Inbox:
         `fresh` rows came with the same batch: what runs of them has not been handed on yet.
         """
         found = db.execute(
-            f"SELECT {INBOX_COLUMNS} FROM inbox WHERE bot = ? AND user = ? AND chat = ? AND message = ? "
-            "AND kind != 'edit' AND callback = '' ORDER BY id DESC LIMIT 1",
+            f"{_OF_USER} AND message = ? AND kind != 'edit' AND callback = '' ORDER BY id DESC LIMIT 1",
             (self.bot, arrival.user, arrival.chat, arrival.message),
         ).fetchone()
         if found is None:
@@ -332,6 +329,9 @@ class Inbox:
         await self.store.write(work)
 
 
+# Without these indexes each message would cost a look at all rows; SQLite doesn't find the partial one by itself.
+_OPEN = f"FROM inbox INDEXED BY inbox_unfinished WHERE state IN {UNFINISHED} AND bot = ? AND user = ?"
+_OF_USER = f"SELECT {INBOX_COLUMNS} FROM inbox INDEXED BY inbox_of_user WHERE bot = ? AND user = ? AND chat = ?"
 _MEMBERS = f"SELECT {INBOX_COLUMNS} FROM inbox WHERE leader = ? ORDER BY id"
 
 

@@ -62,6 +62,7 @@ CREATE TABLE inbox (
     UNIQUE (bot, update_id)
 );
 CREATE INDEX inbox_unfinished ON inbox (user, id) WHERE state IN ('received', 'queued', 'running', 'answered');
+CREATE INDEX inbox_of_user ON inbox (user, id);
 CREATE INDEX inbox_parts ON inbox (leader) WHERE leader IS NOT NULL;
 CREATE TABLE blocked (bot INTEGER NOT NULL, chat INTEGER NOT NULL, since REAL NOT NULL, PRIMARY KEY (bot, chat));
 """

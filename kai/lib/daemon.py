@@ -40,6 +40,7 @@ FIRST_FD = 3
 PR_SET_DUMPABLE = 4
 SWITCH = 0.0005
 """Seconds after which a thread that computes lets another one run: a commit mustn't wait 5 ms for the loop."""
+STATUS_DELAY = 0.1
 INSTALLED = Path("/opt/kai/current")
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,8 @@ class Daemon:
         self._notifier = SystemdNotifier() if os.environ.get("NOTIFY_SOCKET") else None
         self._busy = 0
         self._idle_since = time.monotonic()
-        self._status = ""
+        self._status = self._told = ""
+        self._telling: asyncio.TimerHandle | None = None
 
     @property
     def state_dir(self) -> Path:
@@ -85,14 +87,23 @@ class Daemon:
         """Tell systemd that the daemon is up, and what `systemctl status` is to show."""
         gc.collect()
         gc.freeze()  # what was imported stays; going through it at every full collection costs milliseconds
-        self._status = log.printable(status, 200)
+        self._status = self._told = log.printable(status, 200)
         self.notify("READY=1", f"STATUS={self._status}")
 
     def status(self, text: str) -> None:
-        """What `systemctl status` shows. Secrets and control characters are taken out."""
-        text = log.printable(log.redact(text), 200)
-        if text != self._status:
-            self._status = text
+        """What `systemctl status` shows, a moment later: a turn changes it several times, and must not wait for it."""
+        self._status = text
+        if self._telling is None:
+            self._telling = asyncio.get_running_loop().call_later(STATUS_DELAY, self.tell)
+
+    def tell(self) -> None:
+        """Send the status now. Secrets and control characters are taken out."""
+        if self._telling:
+            self._telling.cancel()
+        self._telling = None
+        text = log.printable(log.redact(self._status), 200)
+        if text != self._told:
+            self._told = text
             self.notify(f"STATUS={text}")
 
     @contextmanager
@@ -193,6 +204,7 @@ async def _run(
         return 1
     finally:
         watchdog.cancel()
+        daemon.tell()
         daemon.notify("STOPPING=1")
     return 0
 
