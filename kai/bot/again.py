@@ -20,7 +20,7 @@ async def press(lanes: Lanes, row: InboxRow) -> str:
     meant = notices.parse(row.text)
     if meant is None:
         return ""
-    stored = await lanes.outbox.again(meant, user=row.user)
+    stored = await lanes.outbox.again(meant, row)
     lanes.sender.put(*stored)
     await _show_on_copy(lanes, row, meant)
     return notices.SENT_AGAIN if stored else DECIDED

@@ -265,13 +265,15 @@ class Chat:
         self.waits[way] = delays()
         if self.sender.sparing.over("later"):
             logger.info("messages go out again")
-        if row.kind == "placeholder" and row.inbox is not None and message:
-            self.sender.placeholders[row.inbox] = message
-            self.shown[row.inbox] = body
-        if row.kind != "placeholder" and body.buttons:  # its edit may come next, and needs to know the message
+        if row.kind == "placeholder" or body.buttons:
+            # Its edit may come next. A message that shows an answer and of which a crash leaves no trace would be
+            # followed by another one with the same answer.
             await self.sender.mark(row, "sent", message=message)
         else:  # the next message of the chat need not wait for the disk
             self.sender.spawn(self.sender.mark(row, "sent", message=message))
+        if row.kind == "placeholder" and row.inbox is not None and message:
+            self.sender.placeholders[row.inbox] = message
+            self.shown[row.inbox] = body
         return True
 
     def _flooded(self, way: Way, error: RetryAfter) -> None:

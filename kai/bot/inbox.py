@@ -298,6 +298,15 @@ class Inbox:
 
         return await self.store.write(work)
 
+    async def dropped_for(self, row: InboxRow) -> set[int]:
+        """What was dropped of this user since `row`, a /stop, arrived, and had come before it."""
+        rows = await self.store.read(
+            "SELECT id FROM inbox INDEXED BY inbox_of_user WHERE user = ?1 AND id < ?2 AND bot = ?3 "
+            "AND state = 'dropped' AND changed >= (SELECT arrived FROM inbox WHERE id = ?2)",
+            (row.user, row.id, self.bot),
+        )
+        return {one["id"] for one in rows}
+
     async def bury(self, users: set[str]) -> int:
         """What waits of users who are no longer in the configuration becomes dead letters; returns how many.
 

@@ -188,19 +188,24 @@ class Outbox:
         row.state, row.message = state, message or row.message
         return told
 
-    async def again(self, row_id: int, *, user: str = "") -> list[OutboxRow]:
+    async def again(self, row_id: int, press: InboxRow | None = None) -> list[OutboxRow]:
         """Have sent once more what may not have arrived: `stored`, for the one caller who is first.
 
-        A user may do that with his own rows; without one, the operator asks, and it may be a dead letter too. Returns
-        the row and the edit of the message that asked; nothing where it was decided before.
+        A user may do that with his own rows by the `press` of a button, which is done with in the same transaction:
+        worked on once more after a crash, it would send once more. Without one, the operator asks, and it may be a
+        dead letter too. Returns the row and the edit of the message that asked; nothing where it was decided before.
         """
-        states = "('unknown')" if user else "('unknown', 'dead')"
+        states = "('unknown')" if press else "('unknown', 'dead')"
 
         def work(db: sqlite3.Connection) -> list[OutboxRow]:
             found = _rows(db, f"id = ? AND bot = ? AND state IN {states}", row_id, self.bot)
-            if not found or (user and found[0].user != user):
+            if not found or (press and found[0].user != press.user):
                 return []
             row = found[0]
+            if press:
+                done = "UPDATE inbox SET state = 'delivered', changed = ? WHERE id = ? AND state = 'received'"
+                if not db.execute(done, (now(), press.id)).rowcount:
+                    return []
             _set(db, row.id, "stored")
             row.state = "stored"
             return [row, *_settle(db, self.bot, row, notices.SENT_AGAIN)]

@@ -19,6 +19,7 @@ QUIET = 0.7
 """Seconds that pass without a word: most sessions end faster."""
 STOP_TRIES = 4
 ENDED = "That turn has already ended."
+DROPPED = "⏹ Dropped before it began."
 STOPPING = "⏹ Stopping."
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,13 @@ async def stop(asked: Invocation) -> list[Body]:
     if target is None or target.id > row.id:
         target = asked.lane.find(row_id=row.target) if row.target else None
     said = await stop_turn(lanes, target) if target else ""
-    dropped = await lanes.drop(row.user, before=row.id) if asked.arguments.lower() == "all" else 0
+    if asked.arguments.lower() == "all":
+        await lanes.drop(row.user, before=row.id)
+    # Asked of the disk: a bot that was restarted since must say what was dropped before.
+    gone = await lanes.inbox.dropped_for(row)
+    if row.target in gone and not said:
+        said = DROPPED
+    dropped = len(gone - {row.target}) if said == DROPPED else len(gone)
     if dropped:
         said = f"{said} {dropped} waiting dropped.".strip()
     return [plain(said or ("Nothing is running." if row.target is None else ENDED))]
@@ -71,7 +78,7 @@ async def stop_turn(lanes: Lanes, row: InboxRow) -> str:
     """Drop a turn that waits, interrupt one that runs, and keep one that is about to begin from beginning."""
     lane = lanes.of(row.user)
     if row.state == "queued" and await lanes.drop(row.user, row=row):
-        return "⏹ Dropped before it began."
+        return DROPPED
     if lane.running is not row:
         return ENDED
     lane.ask_to_stop(row)

@@ -87,6 +87,8 @@ class Store:
             raise StoreError(f"{self.path}: damaged ({verdict}): restore it from a backup or move it away")
 
     def _fault(self, error: sqlite3.Error) -> StoreError:
+        if error.sqlite_errorcode in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            return StoreError(f"{self.path}: damaged ({error}): restore it from a backup or move it away")
         return StoreError(f"{self.path}: {error}: check the disk, its space and the file's owner")
 
     async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
