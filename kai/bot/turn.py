@@ -204,8 +204,8 @@ class Turn:
                     await self._begin_to_show()  # not before: the agent is to have its prompt first
                     if not self.placed:
                         self._show()
-                    self.troubled_since = 0.0
                     async for event in events:
+                        self.troubled_since = 0.0  # to be connected is not yet to be served
                         self._close_files()
                         if event.kind == "done":
                             return event

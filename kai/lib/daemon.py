@@ -80,8 +80,8 @@ class Daemon:
         return self.sockets[name]
 
     def notify(self, *lines: str) -> None:
-        if self._notifier:
-            self._notifier.notify("\n".join(lines))
+        if self._notifier:  # it encodes in Latin-1, and says nothing of what it can't encode
+            self._notifier.notify("\n".join(lines).encode().decode("latin-1"))
 
     def ready(self, status: str) -> None:
         """Tell systemd that the daemon is up, and what `systemctl status` is to show."""
