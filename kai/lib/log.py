@@ -108,3 +108,5 @@ def start(identifier: str) -> None:
     logging.raiseExceptions = False
     for chatty in ("httpx", "httpcore", "markdown_it", "tornado.access"):
         logging.getLogger(chatty).setLevel(logging.WARNING)  # httpx logs each URL, and the token is in it
+    # A traceback for each page of a proxy's; whoever asked says what came of it.
+    logging.getLogger("telegram.request.BaseRequest").setLevel(logging.CRITICAL)

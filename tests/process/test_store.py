@@ -51,7 +51,7 @@ async def test_a_second_process_on_the_same_file_is_refused(tmp_path: Path) -> N
 
 def test_a_file_that_is_no_database_is_refused_with_its_name(tmp_path: Path) -> None:
     (tmp_path / "a.db").write_bytes(b"garbage" * 1000)
-    with pytest.raises(StoreError, match=r"a\.db: file is not a database"):
+    with pytest.raises(StoreError, match=r"a\.db: damaged \(file is not a database\): restore it"):
         Store(tmp_path / "a.db", SCHEMA)
 
 
