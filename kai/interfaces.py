@@ -348,7 +348,7 @@ class Attachment(msgspec.Struct):
 
 
 class BotStatus(msgspec.Struct):
-    """What `kai status` shows of the bot."""
+    """What `kai status` shows of the bot. `dead` counts the messages that a person has to decide on."""
 
     name: str
     state: str
@@ -356,6 +356,7 @@ class BotStatus(msgspec.Struct):
     queued: int
     running: int
     unsent: int
+    dead: int = 0
 
 
 @method("kai.Bot.Deliver", reply=Stored, callers={SUPERVISOR, SCHEDULER}, descriptors=1)

@@ -61,6 +61,7 @@ def _store(directory: Path, prompt: list[Part], descriptors: list[int], turn: st
                 stored.append(_told(part, directory / chosen / name, size, head))
             else:
                 stored.append(part)
+        os.fsync(place)  # the turn that names them is on disk next
     except BaseException as error:
         for name in made:
             with suppress(OSError):
@@ -88,6 +89,7 @@ def _day(directory: Path, day: date, first: str) -> tuple[str, int]:
             return before, os.open(before, flags, dir_fd=above)
         with suppress(FileExistsError):
             os.mkdir(str(day), 0o750, dir_fd=above)  # the group that may read comes from the directory above
+            os.fsync(above)
         return str(day), os.open(str(day), flags, dir_fd=above)
     finally:
         os.close(above)
@@ -125,6 +127,7 @@ def _copy(place: int, name: str, given: int, called: str) -> tuple[int, bytes]:
             head = head or piece[:HEAD]
             _write(new, piece)
         os.fchmod(new, 0o640)
+        os.fsync(new)
         os.rename(draft, name, src_dir_fd=place, dst_dir_fd=place)
     except BaseException:
         with suppress(OSError):

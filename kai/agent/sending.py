@@ -90,7 +90,7 @@ def _fault(answer: the_door.Answer, root: Path) -> str:
     """Why a file isn't sent, "" when it can be."""
     if answer.code == the_door.NOT_THERE:
         return f"there is no such file in {root}"
-    if answer.code == the_door.TOO_LARGE:
+    if answer.code == the_door.TOO_LARGE or (not answer.error and answer.size > MOST):
         return f"it has more than the {MOST >> 20} MB that Telegram takes of bots"
     if answer.error:
         return printable(answer.error.partition(": ")[2] or answer.error, 200)

@@ -87,8 +87,13 @@ def parts(message: Message, key: str) -> list[Message]:
 def number(message: Message, key: str) -> float:
     """A finite number, 0 for anything else."""
     value = message.get(key)
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if good else 0.0  # type: ignore[arg-type]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return 0.0
+    try:
+        found = float(value)
+    except OverflowError:  # JSON has integers that no float holds
+        return 0.0
+    return found if math.isfinite(found) else 0.0
 
 
 def errors(result: Message) -> str:

@@ -29,7 +29,7 @@ from kai.bot.tables import InboxRow
 from kai.config import Config, load
 from kai.lib.client import delays
 from kai.lib.daemon import Daemon
-from kai.lib.store import Store
+from kai.lib.store import Store, StoreError
 
 PRUNE_PERIOD = 86400.0
 logger = logging.getLogger(__name__)
@@ -50,6 +50,7 @@ class Bot:
         agents = d.runtime_dir / "agent"
         self.download = Download(self.api, d.state_dir)
         prompt = Prompt(self.inbox, self.download)
+        self.accounts: dict[str, int] = {}
         self.lanes = Lanes(self.api, self.inbox, self.outbox, self.sender, self.places, agents, prompt, self.show)
         self.commands = Commands(self.lanes)
         self.commands.buttons[question.PREFIX] = partial(approvals.press, self.lanes)
@@ -85,7 +86,7 @@ class Bot:
             if row.callback:
                 self._spawn(self.commands.acknowledge(row))
             if row.state == "received":
-                self._spawn(self.commands.answer(row))
+                self._spawn(self.commands.persist(row))
             elif row.state in ("queued", "running"):
                 self.lanes.of(row.user).put(row, rejoin=rejoin and row.state == "running")
             else:
@@ -100,16 +101,19 @@ class Bot:
         self.show()
 
     async def _bury(self) -> None:
-        names = {user.name for user in self.config.users}
-        for user in list(self.lanes.users):
-            if user not in names:
-                await self.lanes.drop(user)
-        unsent = await self.outbox.bury(names)
+        users = {user.name: user.telegram_id for user in self.config.users}
+        gone = {name for name, account in self.accounts.items() if users.get(name) != account}
+        self.accounts = users
+        buried = await self.inbox.bury(users)  # first: what is dead on disk can't begin, nor be answered
+        for user in gone:
+            self.lanes.let_go(user)
+        unsent = await self.outbox.bury(users)
         for row in unsent:
             self.sender.withdraw(row)
-        dead = await self.inbox.bury(names) + len(unsent)
+        dead = buried + len(unsent)
         if dead:
             logger.warning("%d message(s) of users who are gone became dead letters", dead)
+            self.sender.put(*await self.outbox.tell(notices.of_buried(self.config, dead)))
 
     async def _introduce(self) -> None:
         """Learn the bot's own name and register the commands; neither is needed for work."""
@@ -141,7 +145,10 @@ class Bot:
 
     async def _prune(self) -> None:
         while True:
-            await self.inbox.prune()
+            try:
+                await self.inbox.prune()
+            except StoreError as error:
+                logger.error("old rows stay for another day: %s", error)
             await asyncio.sleep(PRUNE_PERIOD)
 
     def say(self, state: str) -> None:

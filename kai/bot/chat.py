@@ -13,6 +13,7 @@ import bisect
 import contextlib
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, Literal
@@ -22,7 +23,7 @@ from telegram.error import BadRequest, RetryAfter, TelegramError
 from kai.bot.api import seconds, verdict
 from kai.bot.message import Body, decode
 from kai.bot.remedy import Remedies, is_of_entities
-from kai.bot.tables import OutboxRow
+from kai.bot.tables import OutboxRow, OutboxState
 from kai.lib import log
 from kai.lib.client import delays
 from kai.lib.store import StoreError
@@ -38,7 +39,7 @@ without an edit all is forgotten. So a long turn's edits come just below the lim
 the one that matters: with 20 edits a minute the answer, or "stopped", has to wait in one case of a hundred."""
 RENEWAL = 20.0
 """Seconds after which a draft that hasn't changed is shown again: Telegram takes it away after 30."""
-FAULT_PAUSE = 1.0
+FAULT_PAUSE, FAULTS_BORNE = 1.0, 3
 _PRIORITY = {"control": 0, "placeholder": 1, "final": 1, "message": 1}
 Way = Literal["send", "edit"]
 Mode = Literal["edit", "draft"]
@@ -71,6 +72,7 @@ class Chat:
         self.known: set[int] = set()
         self.sending: set[int] = set()
         self.remedies = Remedies()
+        self.faults: Counter[int] = Counter()
         self.upload: OutboxRow | None = None
         self.growing: dict[int, Growing] = {}
         self.shown: dict[int, Body] = {}
@@ -153,7 +155,8 @@ class Chat:
         others = (entry for entry in self.rows if entry[0] != 0)
         for entry in chain(urgent, answers, others):
             held = self.upload and entry[2].kind == "message" and entry[2].edits is None
-            if not held and entry[1] not in self.sending:
+            early = entry[2].edits in self.known  # the message that it changes isn't there yet
+            if not held and not early and entry[1] not in self.sending:
                 yield entry
 
     async def _upload(self, entry: Entry) -> None:
@@ -171,10 +174,26 @@ class Chat:
         self.sending.add(row.id)
         try:
             with log.fields(KAI_USER=row.user):
-                if await self._send(row):
+                if await self._sent(row):
                     self._leave(entry)
         finally:
             self.sending.discard(row.id)
+
+    async def _sent(self, row: OutboxRow) -> bool:
+        """`_send`. A fault that comes again and again is the end of its row, not of all that wait behind it."""
+        try:
+            ended = await self._send(row)
+        except Exception as error:
+            self.faults[row.id] += 1
+            if self.faults[row.id] <= FAULTS_BORNE:
+                raise
+            logger.exception("a message can't be sent; it is kept")
+            state: OutboxState = "unknown" if row.state == "sending" else "dead"
+            self.sender.spawn(self.sender.mark(row, state, error=f"a fault in Kai: {type(error).__name__}"))
+            ended = True
+        if ended:
+            self.faults.pop(row.id, None)
+        return ended
 
     def _leave(self, entry: Entry) -> None:
         row = entry[2]

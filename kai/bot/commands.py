@@ -26,6 +26,7 @@ from kai.bot.stats import memory, stats
 from kai.bot.tables import InboxRow
 from kai.bot.workspaces import workspace
 from kai.lib import log
+from kai.lib.client import delays
 from kai.lib.store import StoreError
 
 TYPING_DELAY, TYPING_PERIOD = 0.5, 4.0
@@ -176,6 +177,17 @@ class Commands:
         running = self.lanes.of(row.user).running
         waits = row.kind != "control" and running and running is not row
         await self._answer_query(row, f"{said} This waits for the running turn.".strip() if waits else said)
+
+    async def persist(self, row: InboxRow) -> None:
+        """`answer`, for a row of no lane, however long the disk is full."""
+        for delay in delays():
+            try:
+                await self.answer(row)
+            except StoreError as error:
+                logger.error("%s; tried again", error)
+                await asyncio.sleep(delay)
+            else:
+                return
 
     async def answer(self, row: InboxRow) -> None:
         """Work on one row that isn't a turn, and end it."""

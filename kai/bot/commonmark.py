@@ -70,7 +70,7 @@ def _deep(state: StateBlock, start: int, end: int, silent: bool) -> bool:
 
 
 def _table(state: StateBlock, start: int, end: int, silent: bool) -> bool:
-    if not markdown_it_table(state, start, end, True):
+    if state.env.get(_CELLS, 0) > MAX_CELLS or not markdown_it_table(state, start, end, True):
         return False
     if silent:
         return True
@@ -79,9 +79,9 @@ def _table(state: StateBlock, start: int, end: int, silent: bool) -> bool:
         row += 1
     header = state.src[state.bMarks[start] : state.eMarks[start]]
     cells = state.env.get(_CELLS, 0) + (header.count("|") + 1) * (row - start)
-    if cells > MAX_CELLS:
-        return False
     state.env[_CELLS] = cells
+    if cells > MAX_CELLS:  # nor any after it: each would be looked through to its end again
+        return False
     return markdown_it_table(state, start, end, False)
 
 

@@ -14,6 +14,7 @@ from kai.bot.lanes import Lanes
 from kai.bot.message import decode
 from kai.bot.tables import InboxRow, OutboxRow
 
+TOO_LATE = "This is too old to be decided: send your message again."
 BEFORE = "This was decided already."
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ async def press(lanes: Lanes, row: InboxRow) -> str:
     turn = cut.parse(row.text)
     asked = await lanes.outbox.last(row.user, turn) if turn else None
     if asked is None:
-        return ""
+        return TOO_LATE if turn else ""
     if row.target is not None:
         lanes.sender.put(*await lanes.outbox.decide(asked, cut.DROPPED))
     await _show(lanes, row, asked)

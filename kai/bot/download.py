@@ -103,7 +103,13 @@ class Download:
         try:
             async with self.client.stream("GET", address, timeout=PATIENCE) as answer:
                 if answer.status_code != httpx.codes.OK:
-                    raise _NotNow(f"HTTP status {answer.status_code}", refused=answer.is_client_error)
+                    wait = answer.headers.get("retry-after", "")
+                    later = answer.status_code in (408, 425, 429)
+                    raise _NotNow(
+                        f"HTTP status {answer.status_code}",
+                        wait=min(float(wait), 3600.0) if wait.isascii() and wait.isdigit() else 0.0,
+                        refused=answer.is_client_error and not later,
+                    )
                 size = 0
                 async for chunk in answer.aiter_raw(CHUNK):
                     size += len(chunk)

@@ -6,7 +6,7 @@ Every function here is one transaction. The order of a user's rows is their orde
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -24,6 +24,7 @@ from kai.bot.tables import (
     Kind,
     OutboxRow,
     now,
+    others_than,
 )
 from kai.bot.text import length
 from kai.interfaces import MOST_FILES, Journal
@@ -101,7 +102,8 @@ class Inbox:
         """A message, a command or a button."""
         if arrival.kind == "control" or arrival.refused:
             oldest = db.execute(
-                f"SELECT id {_OPEN} AND kind = 'turn' AND state IN ('queued', 'running') ORDER BY id LIMIT 1",
+                f"SELECT id {_OPEN} AND kind = 'turn' AND state IN ('queued', 'running') "
+                "ORDER BY state = 'queued', changed, id LIMIT 1",
                 (self.bot, arrival.user),
             ).fetchone()
             return self._insert(db, arrival, "received", target=oldest["id"] if oldest else None)
@@ -129,14 +131,17 @@ class Inbox:
     def _leader(self, db: sqlite3.Connection, arrival: Arrival) -> InboxRow | None:
         """The row that leads the bundle which this one belongs to, as long as its turn has not begun."""
         album = arrival.bundle.startswith("album:")
+        # A command in between ends a bundle: what comes after a /stop or a /new is not a part of what came before it.
+        other = "AND bundle = ?" if album else "OR kind IN ('command', 'control') AND callback = '' AND error = ''"
         last = db.execute(
-            f"{_OF_USER} AND kind = 'turn' AND state NOT IN ('received', 'refused') "
-            f"{'AND bundle = ?' if album else ''} ORDER BY id DESC LIMIT 1",
+            f"{_OF_USER} AND (kind = 'turn' AND state NOT IN ('received', 'refused') {other}) ORDER BY id DESC LIMIT 1",
             (self.bot, arrival.user, arrival.chat, *([arrival.bundle] if album else [])),
         ).fetchone()
         if last is None:
             return None
         last_row = InboxRow(*last)
+        if last_row.kind != "turn":
+            return None
         leader = _row(db, last_row.leader) if last_row.leader else last_row
         if leader.state != "queued":
             return None
@@ -180,8 +185,9 @@ class Inbox:
         """Continue or Drop of an interrupted turn: the first press decides, any other is only answered."""
         bot, _, update_id = turn.partition(".")
         found = db.execute(
-            f"SELECT {INBOX_COLUMNS} FROM inbox WHERE bot = ? AND update_id = ? AND user = ? AND state = 'interrupted'",
-            (int(bot), int(update_id), arrival.user),
+            f"SELECT {INBOX_COLUMNS} FROM inbox WHERE bot = ? AND update_id = ? AND user = ? AND chat = ? "
+            "AND state = 'interrupted'",
+            (int(bot), int(update_id), arrival.user, arrival.chat),
         ).fetchone()
         if found is None or int(bot) != self.bot:
             arrival.kind = "control"
@@ -307,18 +313,19 @@ class Inbox:
         )
         return {one["id"] for one in rows}
 
-    async def bury(self, users: set[str]) -> int:
+    async def bury(self, users: Mapping[str, int]) -> int:
         """What waits of users who are no longer in the configuration becomes dead letters; returns how many.
 
-        What was answered stays so: its answer is the outbox's to bury.
+        `users` gives the Telegram account of each name: one that has another account now is another person. What was
+        answered stays so: its answer is the outbox's to bury.
         """
-        others = f"user NOT IN ({', '.join('?' * len(users))})"
+        others, values = others_than(users)
         return await self.store.write(
             lambda db: (
                 db.execute(
                     "UPDATE inbox SET state = 'dead', changed = ?, error = 'its user is gone' "
                     f"WHERE state IN {UNFINISHED} AND state != 'answered' AND {others}",
-                    (now(), *sorted(users)),
+                    (now(), *values),
                 ).rowcount
             )
         )

@@ -90,9 +90,13 @@ class Lane:
                 logger.error("%s; tried again", error)
             except Exception:
                 logger.exception("a fault in Kai")
-                if number == FAULTS_BORNE:
-                    await self._give_up(row)
-                    return
+                if number >= FAULTS_BORNE:
+                    try:
+                        await self._give_up(row)
+                    except StoreError as error:
+                        logger.error("%s; tried again", error)
+                    else:
+                        return
             else:
                 self.lanes.rejoin.discard(row.id)
                 return
@@ -186,6 +190,16 @@ class Lanes:
                         self.sender.put(*await self.outbox.answer(one, "dropped", dropped_note))
         self.places.moves(user, lane.running, lane.waiting)
         return len(dropped)
+
+    def let_go(self, user: str) -> None:
+        """Work no more for a user who is gone; his rows are dead letters on disk."""
+        lane = self.users.pop(user, None)
+        if lane:
+            lane.waiting.clear()
+            for task in (lane.task, lane.running_task):
+                if task:
+                    task.cancel()
+            self.places.moves(user, None, ())
 
     def counts(self) -> tuple[int, int]:
         """Turns that run and that wait."""

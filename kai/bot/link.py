@@ -4,7 +4,8 @@ Telegram refuses a whole message for one `text_link` that it doesn't like (400, 
 makes nonsense of mailto: and tel: ("http://mailto:…"). The pattern is the part of tdlib's parse_url and
 LinkManager::check_link that an honest link needs: http or https with a host that has a dot, or tg. Addresses with
 a user's name in front (`https://bank.example@evil.example`) are good for deceiving only and are shown as text;
-so is `tg://user`, which Telegram refuses for people the bot doesn't know.
+so is every tg: address but `tg://resolve`: `tg://user` is refused for people the bot doesn't know, and others (`proxy`,
+`login`) change settings of whoever presses harmless words.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Final
 MAX_URL: Final = 2000  # characters; longer ones are no addresses to click on
 
 _CLICKABLE: Final = re.compile(
-    r"https?://(?:[\w-]+\.)+[\w-]+(?::0*([1-9]\d{0,4}))?(?:[/?#]\S*)?|tg://(?!user\b)[A-Za-z0-9_-]+(?:[/?]\S*)?",
+    r"https?://(?:[\w-]+\.)+[\w-]+(?::0*([1-9]\d{0,4}))?(?:[/?#]\S*)?|tg://resolve\?\S+",
     re.IGNORECASE,
 )
 _SPELLED_OUT: Final = re.compile(r"(?:mailto|tel):", re.IGNORECASE)

@@ -69,6 +69,20 @@ def of_blocked(config: Config, chat: int, since: float, reason: str) -> list[Not
     ]
 
 
+def of_buried(config: Config, count: int) -> list[Notice]:
+    """To all admins: what users who are gone had waiting, or was on its way to them, is kept."""
+    body = plain(
+        f"⚠ {count} message(s) of users who are no longer in the configuration, or have another Telegram account now, "
+        "are dead letters: kai queue lists them; retry and drop decide them."
+    )
+    stamp = f"{time.time():.3f}"
+    return [
+        Notice(admin.name, admin.telegram_id, f"buried/{stamp}/{admin.name}", body)
+        for admin in config.users
+        if admin.admin
+    ]
+
+
 def of_conflict(config: Config, since: float) -> list[Notice]:
     """To all admins: somebody else takes the bot's updates."""
     began = time.strftime("%H:%M", time.localtime(since))

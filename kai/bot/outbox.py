@@ -9,14 +9,14 @@ with a button, and only a person's hand makes it `stored` again.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from kai.bot import notices
 from kai.bot.message import Body, decode
 from kai.bot.notices import Notice
 from kai.bot.question import OVER, settled
-from kai.bot.tables import OUTBOX_COLUMNS, UNSENT, InboxRow, InboxState, OutboxRow, OutboxState, now
+from kai.bot.tables import OUTBOX_COLUMNS, UNSENT, InboxRow, InboxState, OutboxRow, OutboxState, now, others_than
 from kai.lib.store import Store
 
 NewKind = Literal["control", "final", "message"]
@@ -73,7 +73,9 @@ class Outbox:
         """
 
         def work(db: sqlite3.Connection) -> list[OutboxRow]:
-            db.execute("UPDATE inbox SET state = ?, changed = ? WHERE id = ?", (state, now(), row.id))
+            alive = "UPDATE inbox SET state = ?, changed = ? WHERE id = ? AND state != 'dead'"
+            if not db.execute(alive, (state, now(), row.id)).rowcount:
+                return []  # its user is gone; the journal keeps the answer for kai queue retry
             asked = _rows(db, "inbox = ? AND key GLOB ?", row.id, f"{row.turn}/approval/*")
             stored = [_decide(db, self.bot, one, OVER) for one in asked]
             placeholder = _rows(db, "inbox = ? AND kind = 'placeholder'", row.id)
@@ -125,8 +127,13 @@ class Outbox:
 
     async def decide(self, asked: OutboxRow, decision: str) -> list[OutboxRow]:
         """Store how a question ended, to be shown in its message. Only the first decision counts."""
-        stored = await self.store.write(lambda db: _decide(db, self.bot, asked, decision))
-        return [stored] if stored else []
+
+        def work(db: sqlite3.Connection) -> list[OutboxRow]:
+            (bot,) = db.execute("SELECT bot FROM outbox WHERE id = ?", (asked.id,)).fetchone()
+            stored = _decide(db, bot, asked, decision)
+            return [stored] if stored and bot == self.bot else []
+
+        return await self.store.write(work)
 
     async def decision(self, asked: OutboxRow) -> OutboxRow | None:
         """What was decided of a question, None while it is open."""
@@ -173,6 +180,8 @@ class Outbox:
         """
 
         def work(db: sqlite3.Connection) -> list[OutboxRow]:
+            if state == "stored" and not _rows(db, "id = ? AND state = 'sending'", row.id):
+                return []  # it was given up meanwhile
             _set(db, row.id, state, message=message, error=error)
             if state in ENDED:
                 _delivered(db, row)
@@ -199,7 +208,7 @@ class Outbox:
 
         def work(db: sqlite3.Connection) -> list[OutboxRow]:
             found = _rows(db, f"id = ? AND bot = ? AND state IN {states}", row_id, self.bot)
-            if not found or (press and found[0].user != press.user):
+            if not found or (press and (found[0].user, found[0].chat) != (press.user, press.chat)):
                 return []
             row = found[0]
             if press:
@@ -224,16 +233,21 @@ class Outbox:
                 return None
             _set(db, row_id, "dropped", error="given up by the operator")
             _delivered(db, found[0])
-            return _settle(db, self.bot, found[0], notices.GIVEN_UP)
+            (bot,) = db.execute("SELECT bot FROM outbox WHERE id = ?", (row_id,)).fetchone()
+            stored = _settle(db, bot, found[0], notices.GIVEN_UP)
+            return stored if bot == self.bot else []  # the edit waits for that bot's token, as its message does
 
         return await self.store.write(work)
 
-    async def bury(self, users: set[str]) -> list[OutboxRow]:
-        """What is unsent of users who are no longer in the configuration becomes dead letters."""
+    async def bury(self, users: Mapping[str, int]) -> list[OutboxRow]:
+        """What is unsent of users who are no longer in the configuration becomes dead letters.
+
+        `users` gives the Telegram account of each name: what is for another account is another person's.
+        """
+        others, values = others_than(users)
 
         def work(db: sqlite3.Connection) -> list[OutboxRow]:
-            where = f"state IN {UNSENT} AND user NOT IN ({', '.join('?' * len(users))})"
-            rows = _rows(db, where, *sorted(users))
+            rows = _rows(db, f"state IN {UNSENT} AND {others}", *values)
             for row in rows:
                 _set(db, row.id, "dead", error="its user is gone")
                 _delivered(db, row)

@@ -16,6 +16,7 @@ from kai.bot.intake import Intake
 from kai.bot.sparing import Sparing
 from kai.bot.tables import InboxRow
 from kai.lib.client import delays
+from kai.lib.log import printable
 from kai.lib.store import StoreError
 
 REFUSED_PERIOD = 60.0
@@ -134,7 +135,7 @@ class Polling:
     async def _pause(self, kind: str, reason: str, seconds: float) -> None:
         if kind != self.trouble:
             self.sparing.over(kind)
-        self.trouble = kind
+        self.trouble, reason = kind, printable(reason, 500)
         self.sparing.log(kind, logging.WARNING, "%s", reason)
         self.say(reason)
         await asyncio.sleep(seconds)

@@ -32,7 +32,8 @@ SELECT 'i' || inbox.id AS id, inbox.user, inbox.state, inbox.kind, inbox.changed
 FROM inbox LEFT JOIN inbox AS leader ON leader.id = inbox.leader"""
 _OUTBOX = """\
 SELECT 'o' || outbox.id AS id, outbox.user, outbox.state, outbox.kind, outbox.changed, outbox.bot, outbox.error,
-       substr(json_extract(outbox.body, '$.text'), 1, :longest) AS text, 0 AS more,
+       substr(coalesce(iif(:whole, json_extract(outbox.body, '$.file.text'), NULL),
+                       json_extract(outbox.body, '$.text')), 1, :longest) AS text, 0 AS more,
        json_extract(outbox.body, '$.file.name') AS file, outbox.arrived,
        coalesce(inbox.bot || '.' || inbox.update_id, '') AS turn
 FROM outbox LEFT JOIN inbox ON inbox.id = outbox.inbox"""
@@ -59,12 +60,12 @@ class QueueDesk:
         incoming, outgoing = ("1", "1") if call.everything else (_OPEN_INBOX, _OPEN_OUTBOX)
         which = ":user = '' OR user = :user"
         rows = f"SELECT * FROM ({_INBOX} WHERE {incoming} UNION ALL {_OUTBOX} WHERE {outgoing}) WHERE {which}"
-        values = {"user": call.user, "longest": LONGEST_TEXT, "most": MOST}
+        values = {"user": call.user, "longest": LONGEST_TEXT, "whole": False, "most": MOST}
 
         def work(db: sqlite3.Connection) -> Entries:
             found = db.execute(f"{rows} ORDER BY arrived DESC, id DESC LIMIT :most", values).fetchall()
             (count,) = db.execute(f"SELECT count(*) FROM ({rows})", values).fetchone()
-            return Entries([_entry(row) for row in reversed(found)], count - len(found))
+            return Entries([_entry(row, LONGEST_TEXT) for row in reversed(found)], count - len(found))
 
         return await self.store.write(work)
 
@@ -72,6 +73,10 @@ class QueueDesk:
         """A row, the rows of its turn, and what was sent for it."""
         place, number = _parse(call.id)
         return await self.store.write(lambda db: _details(db, place, number))
+
+    async def _chat(self, place: str, number: int) -> int:
+        table = "inbox" if place == "i" else "outbox"
+        return int((await self.store.read(f"SELECT chat FROM {table} WHERE id = ?", (number,)))[0]["chat"])
 
     async def _look(self, place: str, number: int) -> Entry:
         return (await self.store.write(lambda db: _details(db, place, number))).entry
@@ -84,8 +89,13 @@ class QueueDesk:
         entry = await self._look(place, number)
         if entry.bot != self.outbox.bot:
             raise InvalidParameter(f"id: {call.id} is of bot {entry.bot}, whose token isn't in use: put it back first")
-        if self.config().user(entry.user) is None:
+        user = self.config().user(entry.user)
+        if user is None:
             raise InvalidParameter(f"id: {call.id} is of {entry.user}, who is no user any more: add him first")
+        if await self._chat(place, number) != user.telegram_id:
+            raise InvalidParameter(
+                f"id: {call.id} is for an account of Telegram that isn't {entry.user}'s any more: only drop is possible"
+            )
         if place == "o":
             await self._send_again(number, entry)
         else:
@@ -153,7 +163,7 @@ def _parse(text: str) -> tuple[str, int]:
     return found[1], int(found[2])
 
 
-def _entry(row: Any) -> Entry:
+def _entry(row: Any, longest: int = LONGEST_WHOLE) -> Entry:
     return Entry(
         id=row["id"],
         user=row["user"],
@@ -162,7 +172,7 @@ def _entry(row: Any) -> Entry:
         when=row["changed"],
         turn=row["turn"],
         text=_text(row)[:LONGEST_WHOLE],
-        error=row["error"][:LONGEST_WHOLE],
+        error=row["error"][:longest],
         bot=row["bot"],
     )
 
@@ -174,20 +184,20 @@ def _text(row: Any) -> str:
 
 def _details(db: sqlite3.Connection, place: str, number: int) -> Details:
     """Raises InvalidParameter where there is no such row."""
-    longest = {"longest": LONGEST_WHOLE, "number": number}
+    longest = {"longest": LONGEST_WHOLE, "whole": True, "number": number}
     table, columns = ("inbox", _INBOX) if place == "i" else ("outbox", _OUTBOX)
     found = db.execute(f"{columns} WHERE {table}.id = :number", longest).fetchone()
     if found is None:
         raise InvalidParameter(f"id: there is no row {place}{number}; kai queue lists them")
     column = "coalesce(leader, id)" if place == "i" else "inbox"
     (turn,) = db.execute(f"SELECT {column} FROM {table} WHERE id = ?", (number,)).fetchone()
-    values = {"longest": LONGEST_TEXT, "turn": turn, "self": found["id"], "most": MOST}
+    values = {"longest": LONGEST_TEXT, "whole": False, "turn": turn, "self": found["id"], "most": MOST}
     related = db.execute(
         f"SELECT * FROM ({_INBOX} WHERE inbox.id = :turn OR inbox.leader = :turn "
         f"UNION ALL {_OUTBOX} WHERE outbox.inbox = :turn) WHERE id != :self ORDER BY arrived, id LIMIT :most",
         values,
     ).fetchall()
-    return Details(_entry(found), [_entry(row) for row in related])
+    return Details(_entry(found), [_entry(row, LONGEST_TEXT) for row in related])
 
 
 def _revive(db: sqlite3.Connection, number: int) -> InboxRow | None:

@@ -96,4 +96,5 @@ class Service:
             queued=queued,
             running=running,
             unsent=counts.get("stored", 0) + counts.get("sending", 0),
+            dead=counts.get("dead", 0) + counts.get("unknown", 0),
         )

@@ -58,7 +58,9 @@ class Spool:
             os.close(descriptor)
 
     def _copied(self, descriptor: int) -> Taken:
-        self.directory.mkdir(mode=0o700, exist_ok=True)
+        if not self.directory.exists():
+            self.directory.mkdir(mode=0o700, exist_ok=True)
+            _sync(self.directory.parent)
         name = secrets.token_hex(16)
         target = os.open(self.path(name), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
@@ -73,18 +75,11 @@ class Spool:
                 if not size:
                     raise Unfit("it is empty, and Telegram takes no empty file")
                 os.fsync(file.fileno())
-            self._sync()
+            _sync(self.directory)
         except BaseException:
             self.remove(name)
             raise
         return Taken(name, size, "photo" if size <= MOST_OF_PHOTO and _is_picture(head) else "document")
-
-    def _sync(self) -> None:
-        directory = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
 
     def remove(self, name: str) -> None:
         """Forget a file; it may be gone already."""
@@ -143,3 +138,12 @@ def _read(descriptor: int, offset: int) -> bytes:
 def _is_picture(head: bytes) -> bool:
     """Whether a file's first bytes are those of what Telegram shows as a photo: PNG, JPEG, WebP."""
     return head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
+
+
+def _sync(path: Path) -> None:
+    """The names in a directory are on disk too when this returns."""
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

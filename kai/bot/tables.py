@@ -6,6 +6,7 @@ kai-queue(5) tells what each state means, what leads to it, and what a crash in 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -111,6 +112,8 @@ DROP INDEX inbox_unfinished;
 ALTER TABLE inbox RENAME TO inbox_2;
 {_INBOX}
 INSERT INTO inbox ({_OF_2}, arrived) SELECT {_OF_2}, changed FROM inbox_2;
+DELETE FROM sqlite_sequence WHERE name = 'inbox';
+UPDATE sqlite_sequence SET name = 'inbox' WHERE name = 'inbox_2';
 DROP TABLE inbox_2;
 ALTER TABLE notes RENAME TO notes_2;
 {_NOTES};
@@ -143,6 +146,7 @@ class InboxRow(msgspec.Struct):
     settles: float = 0.0
     leader: int | None = None
     error: str = ""
+    arrived: float = 0.0
 
     @property
     def turn(self) -> str:
@@ -175,6 +179,13 @@ OUTBOX_COLUMNS = ", ".join(OutboxRow.__struct_fields__)
 def open_tables(directory: Path) -> Store:
     """The database in the bot's state directory. Raises StoreError."""
     return Store(directory / "queue.db", _SCHEMA, version=3, oldest=2, upgrades=_UPGRADES)
+
+
+def others_than(users: Mapping[str, int]) -> tuple[str, list[str | int]]:
+    """A condition on rows of inbox and outbox: of none of these users and their Telegram accounts; and its values."""
+    pairs = sorted(users.items())
+    known = f"(user, chat) NOT IN (VALUES {', '.join(['(?, ?)'] * len(pairs))})" if pairs else "true"
+    return known, [value for pair in pairs for value in pair]
 
 
 def now() -> float:

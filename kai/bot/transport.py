@@ -30,7 +30,7 @@ has the request; for a free connection."""
 KEPT = 15.0
 """Seconds that an unused connection is kept. Servers keep them longer: a call that meets one just being closed can't be
 told from one whose answer was lost."""
-LARGEST_HEAD, LARGEST_BODY = 1 << 16, 50 << 20
+LARGEST_HEAD, LARGEST_BODY = 1 << 16, 16 << 20
 STEP = 1 << 16
 """Bytes of a body after which its clock starts anew: a trickle doesn't hold it up."""
 LONGEST_REASON = 200

@@ -16,7 +16,7 @@ from kai.bot.outbox import Outbox
 from kai.bot.prompt import NotFetched, Prompt
 from kai.bot.question import DECISIONS, OVER, question
 from kai.bot.sender import Sender
-from kai.bot.tables import InboxRow, InboxState, OutboxRow, now
+from kai.bot.tables import DEDUP_WINDOW, InboxRow, InboxState, OutboxRow, now
 from kai.bot.view import View
 from kai.interfaces import Event, Hello, Join, Journal, Part, Start, UnknownTurn
 from kai.lib.client import Answers, Client, delays
@@ -222,7 +222,8 @@ class Turn:
             except NotFetched as error:
                 return Event(kind="done", outcome="failed", error=str(error))
             except UnknownTurn as fault:
-                if fault.message != f"{self.row.generation} {self.row.boot}":
+                forgotten = now() - self.row.arrived > DEDUP_WINDOW  # the journal keeps an ended turn no longer
+                if forgotten or fault.message != f"{self.row.generation} {self.row.boot}":
                     return Event(kind="done", outcome="interrupted", reason="cut", text=self.view.text, error=RESET)
                 begin = True  # the same journal never heard of it: it did not begin
             except (Busy, Misconfigured) as error:

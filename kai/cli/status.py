@@ -32,10 +32,11 @@ async def _status() -> int:
     try:
         bot = await Client(runtime_dir() / "bot.sock").call(Status(), timeout=5)
         name = f" as @{bot.name}" if bot.name else ""
-        print(f"bot      {bot.state}{name}, {bot.users} users, {bot.running} running, {bot.queued} waiting, "
-              f"{bot.unsent} unsent")  # fmt: skip
+        dead = f", {bot.dead} to decide on: see `kai queue`" if bot.dead else ""
+        counts = f"{bot.users} users, {bot.running} running, {bot.queued} waiting, {bot.unsent} unsent{dead}"
+        print(printable(f"bot      {bot.state}{name}, {counts}", 500))
     except (Unavailable, Fault) as error:
-        print(f"bot      not running: {error}: see `systemctl status kai-bot`")
+        print(f"bot      not running: {printable(str(error))}: see `systemctl status kai-bot`")
         code = 1
     try:
         users = load(config_dir()).users

@@ -11,6 +11,7 @@ import queue
 import sqlite3
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -87,7 +88,7 @@ class Store:
             raise StoreError(f"{self.path}: damaged ({verdict}): restore it from a backup or move it away")
 
     def _fault(self, error: sqlite3.Error) -> StoreError:
-        if error.sqlite_errorcode in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        if getattr(error, "sqlite_errorcode", None) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             return StoreError(f"{self.path}: damaged ({error}): restore it from a backup or move it away")
         return StoreError(f"{self.path}: {error}: check the disk, its space and the file's owner")
 
@@ -140,7 +141,8 @@ class Store:
             db.execute("COMMIT")
         except sqlite3.Error as error:
             if db.in_transaction:
-                db.execute("ROLLBACK")
+                with suppress(sqlite3.Error):  # the next BEGIN says so too
+                    db.execute("ROLLBACK")
             outcomes = [(None, self._explain(error))] * len(group)
         for (_, future, loop), (value, fault) in zip(group, outcomes, strict=True):
             loop.call_soon_threadsafe(_settle, future, value, fault)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kai.bot.inbox import Inbox
+from kai.bot.inbox import Arrival, Inbox
 from kai.bot.outbox import Outbox
 from kai.bot.tables import open_tables
 
@@ -75,3 +75,13 @@ def test_a_database_that_was_taken_over_is_built_like_a_new_one(tmp_path: Path) 
             }
             built.append((db.execute(SCHEMA).fetchall(), columns))
     assert built[0] == built[1]
+
+
+async def test_numbers_of_rows_are_not_given_again_after_an_upgrade(tmp_path: Path) -> None:
+    """Outbox rows that are kept name rows of the inbox that were forgotten after a week."""
+    with closing(sqlite3.connect(tmp_path / "queue.db")) as db:
+        db.executescript(f"{SECOND} DELETE FROM inbox; PRAGMA user_version = 2")
+    store = open_tables(tmp_path)
+    (row,) = await Inbox(store, 7).receive([Arrival(500, "bob", 2002, 1, "turn", "new")], 501)
+    store.close()
+    assert row.id > 2

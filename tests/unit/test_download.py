@@ -139,6 +139,15 @@ async def test_a_flood_limit_is_waited_for(fetching: Fetching, waits: list[float
     assert waits[0] >= 30
 
 
+async def test_a_flood_limit_of_the_file_server_is_waited_for(fetching: Fetching, waits: list[float]) -> None:
+    def busy() -> httpx.Response:
+        return httpx.Response(429, headers={"retry-after": "30"})
+
+    server = Telegram(*[busy] * (REFUSALS + 2), given(b"hello"))
+    assert whole(await fetching(server).fetch(FILE)) == b"hello"
+    assert min(waits) >= 30
+
+
 @pytest.mark.parametrize(
     "error",
     [

@@ -300,3 +300,24 @@ def test_importing_the_renderer_loads_neither_the_parser_nor_telegram() -> None:
     code = "import sys, kai.bot.markdown, kai.bot.split; print({'markdown_it', 'telegram'} & set(sys.modules))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.strip() == "set()"
+
+
+def test_the_time_of_many_small_tables_grows_with_the_text() -> None:
+    """Counted in looks at the text, not in seconds: each refused table was once scanned to its end from every line."""
+    from kai.bot import commonmark
+
+    def looks(length: int) -> int:
+        seen = 0
+        real: Any = vars(commonmark)["markdown_it_table"]
+
+        def counted(state: Any, start: int, end: int, silent: bool) -> bool:
+            nonlocal seen
+            seen += end - start
+            return real(state, start, end, silent)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(commonmark, "markdown_it_table", counted)
+            render(("a|b\n-|-\n" * length)[:length])
+        return seen
+
+    assert looks(32768) < 8 * looks(8192) + 8192

@@ -121,3 +121,8 @@ def test_admins_are_told_and_not_the_one_whose_chat_it_is() -> None:
 @pytest.mark.parametrize("data", ["again", "again:", "again:x", "again:-1", "again:²", f"again:{10**19}", "stop:1"])
 def test_a_buttons_data_that_is_no_number_means_nothing(data: str) -> None:
     assert parse(data) is None
+
+
+async def test_the_state_of_polling_is_one_printable_line() -> None:
+    said, _ = await run(Telegram(NetworkError("\x1b]0;owned\x07\nalice  idle")), 3)
+    assert all(line.isprintable() for line in said)

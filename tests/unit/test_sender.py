@@ -492,3 +492,37 @@ async def test_an_answer_goes_out_in_the_topic_that_it_was_asked_in(scene: Scene
     row.thread = 5
     scene.sender.put(*await scene.outbox.answer(row, "answered", [Body("1")]))
     await scene.until(lambda: scene.telegram.threads == [5])
+
+
+async def test_a_question_that_waited_for_a_flood_limit_shows_its_decision(scene: Scene) -> None:
+    turn = await scene.turn()
+    scene.telegram.faults["send"] = flood(1)
+    asked = await scene.ask(turn)
+    await scene.until(lambda: ("refused send", "May I?") in scene.telegram.log)
+    scene.sender.put(*await scene.outbox.decide(asked, "⏹ Over"))
+    await scene.until(lambda: any(body.text == "May I?\n\n⏹ Over" for body in scene.telegram.screen.values()))
+    assert not any(body.buttons for body in scene.telegram.screen.values() if body.text.startswith("May I?"))
+
+
+async def test_a_placeholder_that_waited_for_a_flood_limit_does_not_stay_with_its_stop_button(scene: Scene) -> None:
+    row = await scene.row()
+    scene.telegram.faults["send"] = flood(1)
+    assert await scene.inbox.run(row, Journal("g", "b"))
+    placeholder = await scene.outbox.placeholder(row.id)
+    assert placeholder
+    scene.sender.put(placeholder)
+    await scene.until(lambda: ("refused send", "⏳") in scene.telegram.log)
+    scene.sender.put(*await scene.outbox.answer(row, "answered", [Body("answer")], afresh=Body("✓ 1:05")))
+    await scene.until(lambda: any(body.text == "✓ 1:05" for body in scene.telegram.screen.values()))
+    assert not any(body.text == "⏳" for body in scene.telegram.screen.values())
+
+
+async def test_a_row_that_cant_be_sent_by_a_fault_does_not_hold_up_those_behind_it(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FAULT_PAUSE", 0.02)
+    _, (bad,) = await scene.outbox.deliver("job", "bad", "alice", CHAT, [Body("x")])
+    bad.body = '{"text": 5}'
+    scene.sender.put(bad)
+    await scene.deliver(Body("behind"), key="good")
+    await scene.until(lambda: "behind" in scene.telegram.taken())

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from kai.agent import claude
+from kai.agent import claude, stream
 from kai.agent.backend import AgentDied, Context, SessionUnknown
 from kai.agent.claude import ClaudeBackend
 from kai.agent.process import AgentProcess
@@ -593,3 +593,9 @@ def replace(**fields: Any) -> Context:
     import msgspec
 
     return msgspec.structs.replace(CONTEXT, **fields)
+
+
+def test_a_number_too_large_for_a_float_counts_as_missing() -> None:
+    message = stream.parse(b'{"type":"result","total_cost_usd":1' + b"0" * 400 + b"}")
+    assert message is not None
+    assert stream.Meter(resumed=False).add(message) == 0.0

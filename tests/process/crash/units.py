@@ -206,10 +206,10 @@ class Units:
     async def _all_gone(self) -> None:
         async with asyncio.timeout(60):
             for unit in self.units.values():
-                if not unit.gone.is_set() and unit.pid is None:
-                    await asyncio.sleep(0.05)  # it has just been forked
+                while not unit.gone.is_set():
                     unit.signal(signal.SIGKILL)
-                await unit.gone.wait()
+                    with suppress(TimeoutError):  # of one that has just been forked the process id isn't known yet
+                        await asyncio.wait_for(unit.gone.wait(), 0.05)
 
     async def restart(self, name: str) -> None:
         """End one daemon as systemd does, and start it."""
