@@ -97,7 +97,8 @@ class AgentState(msgspec.Struct):
     """What `/stats` and `kai status` show. Times are seconds since the epoch, money is US dollars.
 
     `turns`, `cost_usd` and `since` are the session's; today and month are the user's own, in his time zone.
-    `up_since` is the start of the supervisor, `workspace` the name of the current one.
+    `up_since` is the start of the supervisor, `workspace` the name of the current one. `jobs` counts the turns of jobs
+    that run; the rest is the chat's.
     """
 
     user: str
@@ -114,6 +115,7 @@ class AgentState(msgspec.Struct):
     cost_today_usd: float = 0.0
     cost_month_usd: float = 0.0
     up_since: float = 0.0
+    jobs: int = 0
 
 
 class UnknownTurn(Fault, name="kai.Agent.UnknownTurn"):
@@ -531,9 +533,10 @@ LISTED_PROMPT = 200
 
 
 class Jobs(msgspec.Struct):
-    """Jobs, the next to run first."""
+    """Jobs, the next to run first; `more` counts those that were left off because an answer holds no more."""
 
     jobs: list[Job]
+    more: int = 0
 
 
 class JobDetails(msgspec.Struct):
@@ -659,9 +662,11 @@ class PreviewJob(Call[Times]):
 
 @method("kai.Scheduler.SetTimezone", reply=Empty, callers={SUPERVISOR})
 class SetTimezone(Call[Empty]):
-    """The user's time zone by his own choice, "" when he took it back: his jobs without a zone of their own follow."""
+    """The user's time zone by his own choice, "" when he took it back: his recurring jobs without a zone of their own
+    follow; a once-job keeps its moment. `user` is a supervisor's own, and may be left empty."""
 
     timezone: str
+    user: str = ""
 
 
 class RunStep(msgspec.Struct):
