@@ -106,8 +106,9 @@ def test_an_agent_job_runs_the_real_cli_in_a_session_of_its_own(kai: Host) -> No
 
 
 def test_a_conditional_job_is_quiet_until_its_condition_is_met(kai: Host) -> None:
-    quiet = add(kai, "--agent", "--auto-remove", "--prompt", "say: CONDITION_NOT_MET all is well", "--every", "1h")
-    loud = add(kai, "--agent", "--auto-remove", "--prompt", "say: CONDITION_MET: the disk is full", "--every", "1h")
+    options = ("--agent", "--auto-remove", "--every", "1h", "--name", "disk", "--prompt")
+    quiet = add(kai, *options, "say: CONDITION_NOT_MET all is well")
+    loud = add(kai, *options, "say: CONDITION_MET: the disk is full")
     kai.machine.systemctl("start", f"kai-job@{quiet}.service", f"kai-job@{loud}.service")
     wait_delivered(kai, "the disk is full")
     assert not delivered(kai, "all is well")
