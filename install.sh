@@ -16,7 +16,8 @@ unit_dir=/usr/local/lib/systemd/system
 sysusers_dir=/usr/local/lib/sysusers.d tmpfiles_dir=/usr/local/lib/tmpfiles.d
 man_dir=/usr/local/share/man doc_dir=/usr/local/share/doc/kai command=/usr/local/bin/kai
 python=/usr/bin/python3
-enabled_units=(kai.target kai-bot.socket kai-bot.service kai-proxy-model.socket)
+enabled_units=(kai.target kai-bot.socket kai-bot.service kai-scheduler.socket kai-scheduler.service kai-timers.socket
+    kai-proxy-model.socket)
 
 token_file="" model_key_file="" api_base="" agent_command=""
 users=()
@@ -396,9 +397,16 @@ start() {
     if [ -z "$dry_run" ] && [ -n "$was_running" ]; then
         [ "$previous" = "${release##*/}" ] && [ -z "$changed_secrets" ] || systemctl restart kai-bot.service || true
         [[ $changed_secrets != *kai-model-key* ]] || systemctl try-restart kai-proxy.service || true
-        [ "$previous" = "${release##*/}" ] || "$command" retire || true
+        [ "$previous" = "${release##*/}" ] || change_over
     fi
     run systemctl start kai.target || true # what didn't come up is said below
+}
+
+# A job's run goes on with the new scheduler; agents leave after their turn.
+change_over() {
+    systemctl restart kai-scheduler.service || true
+    systemctl try-restart kai-timers.service || true
+    "$command" retire || true
 }
 
 # The bot's own words, once it has started or given up.
@@ -438,7 +446,7 @@ go_back() {
     place "$opt/$previous"
     systemctl daemon-reload
     systemctl restart kai-bot.service || true
-    "$command" retire || true
+    change_over
     switched=""
 }
 
@@ -482,7 +490,7 @@ uninstall() {
     local file
     say "Stopping Kai: a running turn may finish"
     if [ -e "$unit_dir/kai.target" ]; then
-        run systemctl stop kai.target 'kai-*.socket' 'kai-*.service' kai.slice
+        run systemctl stop kai.target 'kai-*.timer' 'kai-*.socket' 'kai-*.service' kai.slice
         for file in /etc/systemd/system/kai.target.wants/*; do
             [ ! -L "$file" ] || run systemctl disable --quiet "${file##*/}"
         done
@@ -491,6 +499,7 @@ uninstall() {
     run rm -f "$unit_dir"/kai*.* "$sysusers_dir/kai.conf" "$tmpfiles_dir/kai.conf" "$command" /etc/sudoers.d/kai
     run rm -f /etc/sysusers.d/kai-users.conf /etc/tmpfiles.d/kai-users.conf
     run rm -rf /etc/systemd/system/kai-agent@*.service.d "$opt" "$doc_dir" /run/kai
+    run rm -f /var/lib/systemd/timers/stamp-kai-job@*.timer
     for file in "$here"/man/*; do
         run rm -f "$man_dir/man${file##*.}/${file##*/}"
     done

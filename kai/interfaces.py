@@ -97,7 +97,8 @@ class AgentState(msgspec.Struct):
     """What `/stats` and `kai status` show. Times are seconds since the epoch, money is US dollars.
 
     `turns`, `cost_usd` and `since` are the session's; today and month are the user's own, in his time zone.
-    `up_since` is the start of the supervisor, `workspace` the name of the current one.
+    `up_since` is the start of the supervisor, `workspace` the name of the current one. `jobs` counts the turns of jobs
+    that run; the rest is the chat's.
     """
 
     user: str
@@ -114,6 +115,7 @@ class AgentState(msgspec.Struct):
     cost_today_usd: float = 0.0
     cost_month_usd: float = 0.0
     up_since: float = 0.0
+    jobs: int = 0
 
 
 class UnknownTurn(Fault, name="kai.Agent.UnknownTurn"):
@@ -125,16 +127,31 @@ class Hello(Call[Journal]):
     """Name the journal. Asked before a turn is marked as running."""
 
 
+class JobSeat(msgspec.Struct, omit_defaults=True):
+    """The job that a turn belongs to: it has a session of its own, beside the chat's, and nobody to answer questions.
+
+    "" and 0 stand for what is in force for the user: workspace (a name as in `Place`), model, budget in US dollars.
+    """
+
+    id: int
+    name: str
+    workspace: str = ""
+    model: str = ""
+    budget_usd: float = 0.0
+
+
 @method("kai.Agent.Start", reply=Event, callers={BOT, SCHEDULER}, stream=True, descriptors=MOST_FILES)
 class Start(Call[Event]):
     """Run a turn, once: a turn id that the journal knows is joined instead.
 
     The files of the prompt are stored below the user's `files` before the turn is entered in the journal. Raises Busy
-    when they can't be: then it did not begin.
+    when they can't be: then it did not begin. Only the scheduler may name a job, and it must: a turn of a job runs
+    beside the chat's. Busy is also the answer while as many job turns run as may.
     """
 
     turn: str
     prompt: list[Part]
+    job: JobSeat | None = None
 
 
 @method("kai.Agent.Join", reply=Event, callers={BOT, SCHEDULER}, stream=True)
@@ -150,7 +167,7 @@ class Stopped(msgspec.Struct):
     stopping: bool
 
 
-@method("kai.Agent.Stop", reply=Stopped, callers={BOT})
+@method("kai.Agent.Stop", reply=Stopped, callers={BOT, SCHEDULER})
 class Stop(Call[Stopped]):
     """Interrupt this turn if it is running; the session stays."""
 
@@ -301,6 +318,27 @@ class Memory(Call[MemoryText]):
     """What the agent remembers of its user: the file as it is."""
 
 
+@method("kai.Agent.Note", reply=Empty, callers={SCHEDULER})
+class Note(Call[Empty]):
+    """Tell what reached the user's chat that no turn of the chat said: it enters his history, and his next chat turn
+    is told of it in one line. The same `turn` again changes nothing.
+
+    `what` is what it was, such as `job 7 "backups"`; `at` is when it was delivered, in seconds since the epoch.
+    """
+
+    turn: str
+    what: str
+    text: str
+    at: float
+
+
+@method("kai.Agent.ForgetJob", reply=Empty, callers={SCHEDULER})
+class ForgetJob(Call[Empty]):
+    """A job is gone: its session is forgotten. Its running turn, if there is one, is stopped."""
+
+    job: int
+
+
 @method("kai.Agent.State", reply=AgentState, callers={BOT, OPERATOR})
 class State(Call[AgentState]):
     """Describe the supervisor; changes nothing."""
@@ -363,13 +401,15 @@ class BotStatus(msgspec.Struct):
 class Deliver(Call[Stored]):
     """Send a text (Markdown), or a file with a text as its caption, to a user.
 
-    The key is the caller's own: the same key again stores nothing new. A supervisor may name its own user only.
+    The key is the caller's own: the same key again stores nothing new. A supervisor may name its own user only. With
+    `job`, which is the scheduler's to give, the message gets a button that removes this job.
     """
 
     key: str
     user: str
     text: str
     file: Attachment | None = None
+    job: int = 0
 
 
 @method("kai.Bot.Status", reply=BotStatus, callers={OPERATOR})
@@ -439,3 +479,299 @@ class Drop(Call[Entry]):
     """Give up what waits, or a dead letter. Raises InvalidParameter where that can't be done, with why."""
 
     id: str
+
+
+# ---- kai.Scheduler: the jobs, on /run/kai/scheduler.sock ----------------------------------------------------
+
+
+class RunRecord(msgspec.Struct, omit_defaults=True):
+    """One run of a job. Times are seconds since the epoch, 0 for not yet.
+
+    `outcome`: `delivered`, `quiet` (its condition wasn't met, and nobody was to be told), `failed` (`error` says why).
+    """
+
+    run: int
+    due: float
+    began: float
+    ended: float = 0.0
+    outcome: Literal["", "delivered", "quiet", "failed"] = ""
+    error: str = ""
+    cost_usd: float = 0.0
+
+
+class Job(msgspec.Struct, omit_defaults=True):
+    """A job as its owner sees it; the names are those of kai-api(7).
+
+    `schedule_data` is JSON text: {"run_at"}, {"times"}, {"seconds"} or {"calendar"}. `timezone` is where its local
+    times are meant. `state`: `active` has a timer, `paused` has none (`note` says why), `ended` is kept for a while so
+    that its last result can be looked up. `next` is when it runs next, in seconds since the epoch, 0 for not at all.
+    In a list `prompt` is cut to LISTED_PROMPT characters.
+    """
+
+    id: int
+    user: str
+    name: str
+    job_type: Literal["reminder", "agent"]
+    prompt: str
+    schedule_type: Literal["once", "daily", "interval", "calendar"]
+    schedule_data: str
+    auto_remove: bool
+    notify_on_check: bool
+    created_at: float
+    state: Literal["active", "paused", "ended"]
+    timezone: str
+    workspace: str = ""
+    model: str = ""
+    budget_usd: float = 0.0
+    next: float = 0.0
+    failures: int = 0
+    running: bool = False
+    note: str = ""
+    last: RunRecord | None = None
+
+
+LISTED_PROMPT = 200
+
+
+class Jobs(msgspec.Struct):
+    """Jobs, the next to run first; `more` counts those that were left off because an answer holds no more."""
+
+    jobs: list[Job]
+    more: int = 0
+
+
+class JobDetails(msgspec.Struct):
+    """One job whole, its next times (seconds since the epoch) and its last runs, the newest first."""
+
+    job: Job
+    times: list[float]
+    runs: list[RunRecord]
+
+
+@method("kai.Scheduler.Add", reply=Job, callers={SUPERVISOR, OPERATOR})
+class Add(Call[Job]):
+    """Make a job. A supervisor's is its own user's (`user` may be left empty); the operator names the user.
+
+    `schedule_data` is JSON text of an object, see `Job`. `timezone` "" is the user's. Raises InvalidParameter, whose
+    message begins with the field's name.
+    """
+
+    name: str
+    prompt: str
+    schedule_type: str
+    schedule_data: str
+    job_type: str = "reminder"
+    auto_remove: bool = False
+    notify_on_check: bool = False
+    user: str = ""
+    timezone: str = ""
+    workspace: str = ""
+    model: str = ""
+    budget_usd: float = 0.0
+
+
+@method("kai.Scheduler.List", reply=Jobs, callers={SUPERVISOR, BOT, OPERATOR})
+class ListJobs(Call[Jobs]):
+    """The jobs of a user; the operator may leave him out for all. With `ended`, those that are over too."""
+
+    user: str = ""
+    ended: bool = False
+
+
+@method("kai.Scheduler.Get", reply=JobDetails, callers={SUPERVISOR, BOT, OPERATOR})
+class GetJob(Call[JobDetails]):
+    """One job. Raises NoSuchJob also for a job of somebody else."""
+
+    id: int
+    user: str = ""
+
+
+class NoSuchJob(Fault, name="kai.Scheduler.NoSuchJob"):
+    """There is no job of that id, or it isn't the caller's."""
+
+
+@method("kai.Scheduler.Edit", reply=Job, callers={SUPERVISOR, OPERATOR})
+class EditJob(Call[Job]):
+    """Change what is given of a job; a new schedule needs its type and its data. Raises as Add and Get do."""
+
+    id: int
+    user: str = ""
+    name: str | None = None
+    prompt: str | None = None
+    schedule_type: str | None = None
+    schedule_data: str | None = None
+    job_type: str | None = None
+    auto_remove: bool | None = None
+    notify_on_check: bool | None = None
+    timezone: str | None = None
+    workspace: str | None = None
+    model: str | None = None
+    budget_usd: float | None = None
+
+
+@method("kai.Scheduler.Remove", reply=Empty, callers={SUPERVISOR, BOT, OPERATOR})
+class RemoveJob(Call[Empty]):
+    """Remove a job, its timer and its session; a running turn of it is stopped."""
+
+    id: int
+    user: str = ""
+
+
+@method("kai.Scheduler.Pause", reply=Job, callers={SUPERVISOR, BOT, OPERATOR})
+class PauseJob(Call[Job]):
+    """Take its timer away until Resume."""
+
+    id: int
+    user: str = ""
+
+
+@method("kai.Scheduler.Resume", reply=Job, callers={SUPERVISOR, BOT, OPERATOR})
+class ResumeJob(Call[Job]):
+    """Give a paused job its timer back. Raises InvalidParameter when its only time has passed."""
+
+    id: int
+    user: str = ""
+
+
+@method("kai.Scheduler.Trigger", reply=Empty, callers={SUPERVISOR, BOT, OPERATOR})
+class TriggerJob(Call[Empty]):
+    """Run a job now, once, as `systemctl start kai-job@ID` does; its timer stays. Raises Busy while it runs."""
+
+    id: int
+    user: str = ""
+
+
+class Times(msgspec.Struct):
+    """When a schedule elapses next, in seconds since the epoch, by systemd's own calculation; and how systemd reads
+    it."""
+
+    times: list[float]
+    timezone: str
+    calendar: list[str]
+
+
+@method("kai.Scheduler.Preview", reply=Times, callers={SUPERVISOR, BOT, OPERATOR})
+class PreviewJob(Call[Times]):
+    """The next times of a schedule, at most 20. Raises InvalidParameter as Add does."""
+
+    schedule_type: str
+    schedule_data: str
+    user: str = ""
+    timezone: str = ""
+    count: int = 5
+
+
+@method("kai.Scheduler.SetTimezone", reply=Empty, callers={SUPERVISOR})
+class SetTimezone(Call[Empty]):
+    """The user's time zone by his own choice, "" when he took it back: his recurring jobs without a zone of their own
+    follow; a once-job keeps its moment. `user` is a supervisor's own, and may be left empty."""
+
+    timezone: str
+    user: str = ""
+
+
+class RunStep(msgspec.Struct):
+    """A line for the journal of kai-job@ID; `failed` in the last one makes the unit fail."""
+
+    line: str
+    failed: bool = False
+
+
+@method("kai.Scheduler.Run", reply=RunStep, callers={SCHEDULER}, stream=True)
+class RunJob(Call[RunStep]):
+    """Run a job: what kai-job@ID says when its time has come. An unfinished run of the job is joined."""
+
+    id: int
+
+
+class Differences(msgspec.Struct):
+    """What systemd had otherwise than the store, in words, before it was put right."""
+
+    found: list[str]
+
+
+@method("kai.Scheduler.Reconcile", reply=Differences, callers={OPERATOR})
+class Reconcile(Call[Differences]):
+    """Make systemd's timers those of the store; with `look`, only tell what differs."""
+
+    look: bool = False
+
+
+# ---- kai.Timers: the only root, on /run/kai/timers.sock -----------------------------------------------------
+
+
+class Timer(msgspec.Struct, omit_defaults=True):
+    """What kai-timers makes: kai-job@JOB.timer, and nothing else.
+
+    `calendar` are expressions for OnCalendar=; else `every` seconds (OnUnitActiveSec=), the first after `first` seconds
+    (OnActiveSec=). `revision` stands in the timer's description: another one is another timer. `persistent`: a time
+    that was missed while the host was off is made up for at once.
+    """
+
+    job: int
+    revision: int
+    calendar: list[str] = []
+    every: int = 0
+    first: int = 0
+    persistent: bool = False
+
+
+class TimerState(msgspec.Struct):
+    """A timer that systemd has. `next` is when it elapses, in seconds since the epoch, 0 for never; only where it was
+    asked for."""
+
+    job: int
+    revision: int
+    next: float = 0.0
+
+
+class TimerFault(msgspec.Struct):
+    """Why a timer couldn't be made or removed."""
+
+    job: int
+    error: str
+
+
+class TimerList(msgspec.Struct):
+    """All timers of jobs; `strangers` are units named kai-job@… that Kai didn't make."""
+
+    timers: list[TimerState]
+    strangers: list[str]
+
+
+@method("kai.Timers.List", reply=TimerList, callers={SCHEDULER})
+class ListTimers(Call[TimerList]):
+    """What systemd has; the next elapse of `jobs` is looked up."""
+
+    jobs: list[int] = msgspec.field(default_factory=list)
+
+
+class TimersSet(msgspec.Struct):
+    """The timers as systemd has them now, and those that it refused."""
+
+    timers: list[TimerState]
+    faults: list[TimerFault]
+
+
+@method("kai.Timers.Set", reply=TimersSet, callers={SCHEDULER})
+class SetTimers(Call[TimersSet]):
+    """Make these timers; one of the same job is replaced."""
+
+    timers: list[Timer]
+
+
+@method("kai.Timers.Remove", reply=TimersSet, callers={SCHEDULER})
+class RemoveTimers(Call[TimersSet]):
+    """Stop the timers of these jobs and, with `forget`, remove what systemd remembers of them (their stamps).
+    `strangers` stops every timer named kai-job@… that Kai didn't make."""
+
+    jobs: list[int] = msgspec.field(default_factory=list)
+    forget: bool = False
+    strangers: bool = False
+
+
+@method("kai.Timers.Start", reply=Empty, callers={SCHEDULER})
+class StartJobs(Call[Empty]):
+    """Start kai-job@ID.service of these jobs now; doesn't wait for them."""
+
+    jobs: list[int]

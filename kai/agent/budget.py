@@ -1,4 +1,4 @@
-"""What the user is told of his budget, which counts since /new. Money is US dollars."""
+"""What the user is told of his budget, which counts since /new, or for one run of a job. Money is US dollars."""
 
 from __future__ import annotations
 
@@ -10,6 +10,14 @@ OF_WORKSPACE = ("your choice for this workspace", "workspaces.yaml")
 def spent(cost: float, budget: float, ceiling: float, *, source: str) -> str:
     """The refusal of a turn, or the note under the answer that reached the cap, with what can be done."""
     return f"This session has used its budget: ${cost:.2f} of ${budget:.2f}. {_way_on(budget, ceiling, source)}"
+
+
+def spent_by_run(cost: float, budget: float, ceiling: float) -> str:
+    """Why the run of a job was ended, with what can be done."""
+    told = f"This run has used the budget of one run: ${cost:.2f} of ${budget:.2f}."
+    if budget >= ceiling:
+        return f"{told} More than ${ceiling:.2f} is the operator's to give (max_budget in users.yaml)."
+    return f"{told} The job can be given more (up to ${ceiling:.2f})."
 
 
 def nearly(cost: float, budget: float) -> str:

@@ -66,7 +66,7 @@ def checked(
         _check_approvals(field, text.lower(), config, user, operator=operator, in_force=in_force)
     if not text:
         return ""
-    value = _typed(field, text)
+    value = typed(field, text)
     if field == "budget":
         ceiling = config.ceiling(user)
         if value > ceiling:
@@ -134,12 +134,12 @@ def _stored(field: str, text: str) -> Any:
     if not text:
         return None
     try:
-        return _typed(field, text)
+        return typed(field, text)
     except ChoiceError:
         return None
 
 
-def _typed(field: str, text: str) -> Any:
+def typed(field: str, text: str) -> Any:
     """What was typed, as a value that the field's rule takes. Raises ChoiceError with the rule's own words."""
     value: Any = text
     if field == "budget" and (amount := _AMOUNT.fullmatch(text)):

@@ -61,6 +61,7 @@ ENVIRONMENT = {
     "DISABLE_AUTOUPDATER": "1",
     "CLAUDE_CODE_MAX_RETRIES": "4",  # delays double from 0.6 s: 9 s of silence at a 401 instead of minutes
     "ENABLE_TOOL_SEARCH": "false",
+    "CLAUDE_CODE_DISABLE_CRON": "1",  # its own jobs live in the process and would vanish with it; Kai's don't
 }
 Reason = Literal["", "budget", "died"]
 logger = logging.getLogger(__name__)

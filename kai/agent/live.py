@@ -46,6 +46,8 @@ class LiveTurn:
         self.begun: asyncio.Task[None] | None = None
         self.task: asyncio.Task[None] | None = None
         self.unattended = unattended
+        self.told = 0
+        """The last of the notes that its prompt tells of."""
         self.stop_asked = False
         self.drained = False
         """It is stopped because the supervisor is, and its user has asked for nothing."""

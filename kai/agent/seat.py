@@ -11,6 +11,8 @@ import logging
 import re
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 
@@ -38,21 +40,30 @@ STUCK = "The agent's old process can't be ended; Kai starts anew, send your mess
 LOST = "(The agent no longer knows the session before this; a fresh one begins here.)\n\n"
 
 
-class Seat:
-    """`leave` is called when this supervisor must end after the running turn, with the reason."""
+@dataclass(frozen=True)
+class Shared:
+    """What all seats of a supervisor have in common.
 
-    def __init__(
-        self,
-        daemon: Daemon,
-        setup: Setup,
-        turns: Turns,
-        make_backend: Callable[[str], AgentBackend],
-        leave: Callable[[str], None],
-    ) -> None:
-        self.daemon, self.setup, self.turns = daemon, setup, turns
-        self.make_backend, self.leave = make_backend, leave
+    `base` is the user's directory. `leave` is called with the reason when the supervisor must end after the running
+    turns, `changed` whenever what a seat does is another thing than before.
+    """
+
+    daemon: Daemon
+    turns: Turns
+    base: Path
+    make_backend: Callable[[str], AgentBackend]
+    leave: Callable[[str], None]
+    changed: Callable[[], None]
+
+
+class Seat:
+    """`setup` is what is in force for it. `resumed_by` names what goes on with the session after a mishap."""
+
+    def __init__(self, shared: Shared, setup: Setup, *, resumed_by: str = "your next message") -> None:
+        self.shared, self.setup, self.resumed_by = shared, setup, resumed_by
+        self.daemon, self.turns = shared.daemon, shared.turns
         self.session = Session(str(setup.path))
-        self.approvals = Approvals(turns)
+        self.approvals = Approvals(shared.turns)
         self.backend: AgentBackend | None = None
         self.standing: tuple[object, ...] = ()
         self.lock = asyncio.Lock()
@@ -63,7 +74,7 @@ class Seat:
         self.starting: LiveTurn | None = None
         self.lost = ""
         """The workspace whose session was lost, until that is told."""
-        self.state = "idle"
+        self.state = self.line = "idle"
         self.killed_before = 0
         self.stuck = False
         self.payer = self.session
@@ -82,7 +93,8 @@ class Seat:
         finally:
             self.starting = None
         if self.lost == self.session.workspace:
-            live.add_text(LOST)
+            if not live.unattended:  # nobody reads it; and a job's first line may have a meaning
+                live.add_text(LOST)
             self.lost = ""
         if live.stop_asked:
             return Event(kind="done", outcome="interrupted")
@@ -133,7 +145,7 @@ class Seat:
             return (
                 "The kernel ended it for want of memory"
                 + (f" (limits.memory is {limit})" if limit else "")
-                + "; your next message resumes the session."
+                + f"; {self.resumed_by} resumes the session."
             )
         if "SIGKILL" in error:
             return "Somebody or the kernel killed it; `journalctl -k` says whether memory ran out."
@@ -219,7 +231,7 @@ class Seat:
 
     async def _start(self) -> AgentBackend:
         context = await self.setup.context(self.session)
-        backend = self.make_backend(self.setup.backend)
+        backend = self.shared.make_backend(self.setup.backend)
         self.killed_before = oom.kills()
         self.daemon.hold()
         self.backend, self.paid = backend, 0.0
@@ -262,7 +274,7 @@ class Seat:
             self.daemon.release()
             self.stuck = self.stuck or ending == "stuck"
             if ending != "left":
-                self.leave(f"the agent's process was {ending}")
+                self.shared.leave(f"the agent's process was {ending}")
         if not self.driving:  # else the turn's own end tells all of it
             await self._pay(backend.cost_usd - self.paid)
         if self.stuck:
@@ -322,7 +334,8 @@ class Seat:
     def show(self, state: str, live: LiveTurn | None = None) -> None:
         self.state = state
         turn = f": turn {live.id}" if live else ""
-        self.daemon.status(f"{state}{turn}, session {self.session.id or 'none'}")
+        self.line = f"{state}{turn}, session {self.session.id or 'none'}"
+        self.shared.changed()
 
 
 def _unknown_command(prompt: list[Part], commands: list[str]) -> str:

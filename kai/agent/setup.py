@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from datetime import UTC, date, datetime, tzinfo
 from functools import cached_property
@@ -16,7 +17,7 @@ from kai.agent.door import command as door_command
 from kai.agent.turns import Session, Turns
 from kai.agent.workspaces import Places, environment, workspace_prompt
 from kai.config import Config, User, Workspace, expand, home_of, load
-from kai.interfaces import Place, Setting
+from kai.interfaces import JobSeat, Place, Setting
 from kai.lib.daemon import Daemon
 from kai.lib.varlink import Misconfigured
 
@@ -34,6 +35,8 @@ class Setup:
         self.config, self.user = self._read()
         self._entry: tuple[object, Path, Workspace | None] = (None, self.base, None)
         self.chosen: dict[tuple[str, str], str] = {}
+        self.given: dict[str, Any] = {}
+        """What a job says of itself; it goes before everything else."""
         self.path = self.home
         d.on_reload.append(self.reload)
 
@@ -56,6 +59,21 @@ class Setup:
                 f"{self.d.config_dir}/users.yaml: no user named {self.d.instance}: run `kai users apply`"
             )
         return config, user
+
+    def of_job(self) -> Setup:
+        """What is in force for one run of a job, as it is now: at home, wherever the chat has gone meanwhile."""
+        made = copy.copy(self)
+        made.path, made.given = self.home, {}
+        return made
+
+    async def follow(self, job: JobSeat) -> None:
+        """Take over what a job says. Raises WorkspaceError, and ChoiceError for a model that can't be one."""
+        if job.model:
+            self.given["model"] = choices.typed("model", job.model)
+        if job.budget_usd > 0:
+            self.given["budget"] = min(job.budget_usd, self.ceiling)
+        if job.workspace:
+            self.path = Path((await self.places.find(job.workspace)).path)
 
     # ---- where things are ----
 
@@ -111,7 +129,14 @@ class Setup:
 
     def effective(self, field: str) -> tuple[Any, str]:
         """A setting's value here and where it comes from."""
+        if field in self.given:
+            return self.given[field], "the job"
         return choices.effective(self.config, self.user, self.chosen, str(self.path), self.entry, field)
+
+    @property
+    def ceiling(self) -> float:
+        """US dollars that a budget may be at the most."""
+        return self.config.ceiling(self.user)
 
     def settings(self) -> list[Setting]:
         return choices.settings(self.config, self.user, self.chosen, str(self.path), self.entry)
@@ -131,13 +156,16 @@ class Setup:
         await self.turns.choose(where, field, stored)
         self.chosen = await self.turns.choices()
 
+    @property
+    def zone(self) -> tzinfo:
+        try:
+            return ZoneInfo(str(self.value("timezone")))
+        except (OSError, ValueError, KeyError):  # a host without tzdata
+            return UTC
+
     def today(self) -> date:
         """The user's own day: costs of a day are those of his."""
-        try:
-            zone: tzinfo = ZoneInfo(str(self.value("timezone")))
-        except (OSError, ValueError, KeyError):  # a host without tzdata
-            zone = UTC
-        return datetime.now(zone).date()
+        return datetime.now(self.zone).date()
 
     # ---- the agent's process ----
 

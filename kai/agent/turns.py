@@ -31,7 +31,7 @@ _ENDED: dict[str, Ended] = {"ok": "done", "failed": "failed", "interrupted": "in
 
 _SINCE_2 = """
 CREATE TABLE sessions (
-    name TEXT NOT NULL,       -- 'chat'
+    name TEXT NOT NULL,       -- 'chat', or 'job:7'
     workspace TEXT NOT NULL,  -- each has a session of its own to come back to
     id TEXT NOT NULL,
     turns INTEGER NOT NULL,
@@ -57,6 +57,19 @@ CREATE TABLE costs (day TEXT PRIMARY KEY, turns INTEGER NOT NULL, usd REAL NOT N
 CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID
 """
 
+_NOTES = """
+CREATE TABLE notes (  -- what reached the chat beside its turns, see kai.agent.notes
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    turn TEXT NOT NULL UNIQUE,
+    what TEXT NOT NULL,
+    text TEXT NOT NULL,  -- all of it until it is in the history, then its beginning
+    at REAL NOT NULL,
+    noted REAL NOT NULL,
+    entered INTEGER NOT NULL DEFAULT 0,  -- whether it is in the history
+    told INTEGER NOT NULL DEFAULT 0      -- whether a turn of the chat was told
+)
+"""
+
 _SCHEMA = f"""
 CREATE TABLE generation (id TEXT NOT NULL);
 CREATE TABLE turns (
@@ -67,7 +80,8 @@ CREATE TABLE turns (
     answer TEXT,  -- the done event, with the turn's cost
     part TEXT NOT NULL DEFAULT ''  -- the text so far of what runs, or was cut off and isn't in the history yet
 ) WITHOUT ROWID;
-{_SINCE_2}
+{_SINCE_2};
+{_NOTES}
 """
 
 _UPGRADES = {
@@ -79,6 +93,7 @@ INSERT INTO sessions (name, workspace, id, turns, cost_usd, since)
 DROP TABLE sessions_1
 """,
     2: "ALTER TABLE turns ADD COLUMN part TEXT NOT NULL DEFAULT ''",
+    3: _NOTES,
 }
 
 
@@ -106,7 +121,7 @@ class Turns:
     """The database in one user's state directory."""
 
     def __init__(self, directory: Path) -> None:
-        self.store = Store(directory / "turns.db", _SCHEMA, version=3, oldest=2, upgrades=_UPGRADES, durable=False)
+        self.store = Store(directory / "turns.db", _SCHEMA, version=4, oldest=2, upgrades=_UPGRADES, durable=False)
         self.identity = Journal(generation="", boot=boot_id())
 
     async def open(self, home: str) -> None:
@@ -124,6 +139,7 @@ class Turns:
                     (time.time(), msgspec.json.encode(cut).decode(), turn),
                 )
             db.execute("DELETE FROM turns WHERE ended < ?", (time.time() - KEPT,))
+            db.execute("DELETE FROM notes WHERE told AND noted < ?", (time.time() - KEPT,))
             # Version 1 had no workspaces: its session was that of the home.
             db.execute("UPDATE OR IGNORE sessions SET workspace = ? WHERE workspace = ''", (home,))
             return str(row[0])
@@ -168,26 +184,30 @@ class Turns:
     async def drop_part(self, turn: str) -> None:
         await self.store.write(lambda db: db.execute("UPDATE turns SET part = '' WHERE id = ?", (turn,)))
 
-    async def end(self, turn: str, done: Event, session: Session, day: date) -> None:
-        """Store how a turn ended, where the session stands, and the cost, in one transaction."""
+    async def end(self, turn: str, done: Event, session: Session | None, day: date, *, told: int = 0) -> None:
+        """Store how a turn ended, where its session stands (None: it had none), the cost, and that the notes up to
+        `told` were told, in one transaction."""
 
         def work(db: sqlite3.Connection) -> None:
             db.execute(
                 "UPDATE turns SET state = ?, ended = ?, answer = ?, part = '' WHERE id = ?",
                 (_ENDED[done.outcome], time.time(), msgspec.json.encode(done).decode(), turn),
             )
-            _store_session(db, session)
+            if session:
+                _store_session(db, session)
             _spend(db, day, done.cost_usd)
+            if told:
+                db.execute("UPDATE notes SET told = 1 WHERE id <= ?", (told,))
 
         await self.store.write(work)
 
     # ---- sessions ----
 
-    async def session(self, workspace: str) -> Session:
-        """The chat's session in this workspace; one without an id where there is none."""
-        query = f"SELECT {_COLUMNS} FROM sessions WHERE name = 'chat' AND workspace = ?"
-        rows = await self.store.read(query, (workspace,))
-        return Session(**dict(rows[0])) if rows else Session(workspace)
+    async def session(self, workspace: str, name: str = "chat") -> Session:
+        """The chat's or a job's session in this workspace; one without an id where there is none."""
+        query = f"SELECT {_COLUMNS} FROM sessions WHERE name = ? AND workspace = ?"
+        rows = await self.store.read(query, (name, workspace))
+        return Session(**dict(rows[0])) if rows else Session(workspace, name=name)
 
     async def set_session(self, session: Session) -> None:
         await self.store.write(lambda db: _store_session(db, session))
@@ -212,6 +232,15 @@ class Turns:
         def work(db: sqlite3.Connection) -> None:
             _store_session(db, session)
             db.execute("DELETE FROM allowed WHERE name = ? AND workspace = ?", (session.name, session.workspace))
+
+        await self.store.write(work)
+
+    async def forget(self, name: str) -> None:
+        """Drop the sessions of this name, whatever their workspace."""
+
+        def work(db: sqlite3.Connection) -> None:
+            for table in ("sessions", "allowed"):
+                db.execute(f"DELETE FROM {table} WHERE name = ?", (name,))
 
         await self.store.write(work)
 

@@ -140,6 +140,15 @@ class Api:
                 if "not modified" not in error.message:
                     raise
 
+    async def unbutton(self, chat: int, message: int) -> None:
+        """Take a message's buttons away and leave it as it is. That it has none is success."""
+        with self._asking(chat):
+            try:
+                await self.bot.do_api_request("editMessageReplyMarkup", {"chat_id": chat, "message_id": message})
+            except BadRequest as error:
+                if "not modified" not in error.message:
+                    raise
+
     async def draft(self, chat: int, draft_id: int, body: Body, *, thread: int | None = None) -> None:
         """Show a text that is not sent yet, for 30 s, in place of what this draft showed before. It has no buttons."""
         with self._asking(chat):

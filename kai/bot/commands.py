@@ -16,7 +16,7 @@ from typing import Literal
 import msgspec
 from telegram.error import TelegramError
 
-from kai.bot import cut, decision, picker
+from kai.bot import cut, decision, joblist, jobnote, jobs, picker
 from kai.bot.invocation import Invocation, Misused, Refused
 from kai.bot.lanes import Lanes
 from kai.bot.message import Body, plain
@@ -132,6 +132,16 @@ TABLE = (
         example="/workspace new website",
     ),
     Command("workspaces", "choose the workspace from a list", workspace, queued="with arguments"),
+    Command("jobs", "your scheduled jobs", jobs.jobs),
+    Command(
+        "job",
+        "look at one of your jobs, cancel, run or pause it",
+        jobs.job,
+        "info|cancel|run|pause|resume ID",
+        details="ID is the number that /jobs shows. run has it run now, once, and leaves its times as they are. pause "
+        "keeps it from running until resume.",
+        example="/job info 7",
+    ),
     Command("stats", "session, model, turns, cost", stats),
     Command("memory", "what the agent remembers of you", memory),
 )
@@ -167,6 +177,8 @@ class Commands:
             "stop": self._stop_button,
             cut.CONTINUE: partial(decision.press, lanes),
             cut.DROP: partial(decision.press, lanes),
+            joblist.PREFIX: partial(jobs.press, lanes),
+            jobnote.PREFIX: partial(jobnote.press, lanes),
         }
 
     async def acknowledge(self, row: InboxRow) -> None:

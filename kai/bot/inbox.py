@@ -235,6 +235,11 @@ class Inbox:
         rows = await self.store.read(f"SELECT {INBOX_COLUMNS} FROM inbox WHERE id = ?", (row_id,))
         return InboxRow(*rows[0]) if rows else None
 
+    async def arrived(self, row: InboxRow) -> float:
+        """When a row was stored, in seconds since the epoch."""
+        (found,) = await self.store.read("SELECT arrived FROM inbox WHERE id = ?", (row.id,))
+        return float(found["arrived"])
+
     async def members(self, row: InboxRow) -> list[InboxRow]:
         """The rows that are part of this row's turn, in order of arrival."""
         if not row.bundle:

@@ -150,6 +150,15 @@ class Outbox:
         rows = await self.store.read(query, (f"{turn}/[0-9]*", user))
         return OutboxRow(*rows[0]) if rows else None
 
+    async def shown(self, user: str, message: int) -> OutboxRow | None:
+        """The row that a message of this user's chat was sent for; None where that isn't known or is forgotten."""
+        query = (
+            f"SELECT {OUTBOX_COLUMNS} FROM outbox WHERE bot = ? AND user = ? AND message = ? AND edits IS NULL "
+            "ORDER BY id DESC LIMIT 1"
+        )
+        rows = await self.store.read(query, (self.bot, user, message))
+        return OutboxRow(*rows[0]) if rows else None
+
     async def message(self, row_id: int) -> int | None:
         """Telegram's id of a row's message, None when it was not sent or that is not known."""
         rows = await self.store.read("SELECT message FROM outbox WHERE id = ?", (row_id,))

@@ -21,9 +21,14 @@ def button(label: str, command: str, *, current: bool = False) -> Button | None:
     data = PREFIX + command
     if len(data.encode()) > LONGEST_DATA:
         return None
-    shown = one_line(label)
+    return Button((CURRENT if current else "") + label_of(label), data)
+
+
+def label_of(name: str) -> str:
+    """A foreign name as the label of a button."""
+    shown = one_line(name)
     shown = shown if len(shown) <= LONGEST_LABEL else shown[: LONGEST_LABEL - 1] + "…"
-    return Button((CURRENT if current else "") + (shown if visible(shown) else "(no name)"), data)
+    return shown if visible(shown) else "(no name)"
 
 
 def rows(buttons: Iterable[Button]) -> Buttons:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from kai.bot.inbox import Inbox
+from kai.bot.jobnote import cancellable
 from kai.bot.lanes import Lanes
 from kai.bot.message import File, bodies, captioned
 from kai.bot.outbox import Outbox
@@ -20,6 +21,7 @@ from kai.lib.store import StoreError
 from kai.lib.varlink import Busy, InvalidParameter, PermissionDenied
 
 LONGEST_KEY = 200
+LARGEST_JOB = 10**18 - 1
 
 
 class Service:
@@ -47,6 +49,10 @@ class Service:
         """On disk when this returns; the same key of the same caller again gives the same row."""
         if peer.user and peer.user != call.user:
             raise PermissionDenied(f"{peer} may deliver to its own user only, not to {call.user}")
+        if call.job and SCHEDULER not in peer.roles:
+            raise PermissionDenied(f"{peer} may not name a job: that is the scheduler's")
+        if not 0 <= call.job <= LARGEST_JOB:
+            raise InvalidParameter(f"job: expected a job's number, got {call.job}")
         user = self.config().user(call.user)
         if user is None:
             raise InvalidParameter(f"user: nobody is named {call.user}")
@@ -57,6 +63,8 @@ class Service:
         caller = peer.user or (SCHEDULER if SCHEDULER in peer.roles else "operator")
         file = await self._spooled(call.file, descriptors) if call.file else None
         messages = captioned(call.text, file) if file else bodies(call.text)
+        if call.job:
+            messages = cancellable(messages, call.job)
         try:
             first, rows = await self.outbox.deliver(caller, call.key, user.name, user.telegram_id, messages)
         except StoreError as error:

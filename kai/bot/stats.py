@@ -28,7 +28,8 @@ async def stats(asked: Invocation) -> list[Body]:
     waiting = sum(row.state == "queued" for row in asked.lane.waiting)
     running = time.time() - asked.lanes.since
     pieces: Pieces = [
-        f"Agent: {STATES.get(state.state, state.state)}{f'; {waiting} waiting' if waiting else ''}\n",
+        f"Agent: {STATES.get(state.state, state.state)}{f'; {waiting} waiting' if waiting else ''}"
+        f"{f'; jobs running: {state.jobs}' if state.jobs else ''}\n",
         "Workspace: ", Code(state.workspace or settings.workspace), "\n",
         f"Backend: {state.backend}, model: {state.model or 'its default'}{f' ({model.source})' if model else ''}\n",
         "Session: ", *session(state, here), "\n",

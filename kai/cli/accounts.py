@@ -74,6 +74,7 @@ def groups_of(user: User) -> set[tuple[str, str]]:
         (user.work_account, "kai-model"),
         (user.supervisor_account, "kai-config"),
         (user.supervisor_account, "kai-bot-clients"),
+        (user.supervisor_account, "kai-scheduler-clients"),
     }
 
 

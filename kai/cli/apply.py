@@ -19,8 +19,8 @@ from kai.cli import accounts
 from kai.cli.host import Host, is_directory
 from kai.config import Config, User, check_accounts
 
-GROUPS = ("kai-config", "kai-bot-clients", "kai-agent-clients", "kai-model")
-DAEMONS = ("kai-bot.service", "kai-proxy.service", "kai-agent@*.service")
+GROUPS = ("kai-config", "kai-bot-clients", "kai-agent-clients", "kai-scheduler-clients", "kai-model")
+DAEMONS = ("kai-bot.service", "kai-scheduler.service", "kai-proxy.service", "kai-agent@*.service")
 
 
 class Step(msgspec.Struct, frozen=True):

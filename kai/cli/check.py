@@ -18,14 +18,20 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 def run(arguments: argparse.Namespace) -> int:
     """Exit status 0 without faults, 78 (EX_CONFIG) with."""
     directory = arguments.directory or config_dir()
-    faults = check(directory, home_of)
-    if not faults:
-        try:
-            faults = [str(fault) for fault in check_accounts(load(directory).users)]
-        except ConfigError as error:
-            faults = [str(error)]
-    for fault in faults:
+    found = faults(directory)
+    for fault in found:
         print(fault)
-    if not faults:
+    if not found:
         print(f"{directory}: no faults")
-    return 78 if faults else 0
+    return 78 if found else 0
+
+
+def faults(directory: Path) -> list[str]:
+    """Of the files; where they have none, of the accounts that they name."""
+    found = check(directory, home_of)
+    if found:
+        return found
+    try:
+        return [str(fault) for fault in check_accounts(load(directory).users)]
+    except ConfigError as error:
+        return [str(error)]

@@ -6,10 +6,10 @@ import argparse
 import sys
 
 import kai
-from kai.cli import check, imports, login, logs, queue, retire, sendfile, settings, status, users
+from kai.cli import check, doctor, imports, jobs, login, logs, queue, retire, sendfile, settings, status, users
 from kai.cli.fail import Failure
 
-COMMANDS = (status, check, users, settings, queue, sendfile, login, logs, retire, imports)
+COMMANDS = (status, check, doctor, users, settings, jobs, queue, sendfile, login, logs, retire, imports)
 
 
 def build_parser() -> argparse.ArgumentParser:

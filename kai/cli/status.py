@@ -55,6 +55,7 @@ async def _agent(user: str) -> str:
     except (Unavailable, Fault) as error:
         return printable(str(error))  # an agent's supervisor wrote it
     turn = f", turn {state.turn}" if state.turn else ""
+    turn += f", jobs running: {state.jobs}" if state.jobs else ""
     session = state.session or "none"
     return printable(f"{state.state}{turn}, {state.turns} turns, ${state.cost_usd:.4f} in session {session}", 300)
 

@@ -74,6 +74,12 @@ class Proxy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: Model = Model()
 
 
+class Jobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is scheduled. `limit` is how many active jobs a user may have."""
+
+    limit: Annotated[int, rules.count(1, 10000, "a number of jobs")] = 100
+
+
 class Totp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The gate's times (seconds) and how many failures lock it."""
 
@@ -95,6 +101,7 @@ class Kai(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     approvals: rules.Approvals = "auto"
     streaming: rules.Streaming = "edit"
     timezone: rules.Timezone | None = None
+    jobs: Jobs = Jobs()
     totp: Totp = Totp()
     file_retention_days: Annotated[int, rules.count(0, 36500, "a number of days")] = 0
     pr_review: rules.Switch = False

@@ -71,6 +71,8 @@ FIELDS = {"Bash": ("command",), "Write": ("file_path", "content")}
 """What a call needs, whoever changed its input."""
 MEMORY = re.compile(r"file (/[^\n]*?/MEMORY\.md)|(/\S+/MEMORY\.md)")
 SAVE_MEMORY = "[Kai] This session ends now"
+PREFACE = re.compile(r"\[Kai\] [^\n]*(?:\n- [^\n]*)*\n+(?=\S)")
+"""What stands before a job's prompt, or tells what jobs delivered: no rule is about it."""
 
 HELP = """\
 I am the **offline agent** of Kai's demo. There is no model behind me, but everything around me is the real \
@@ -301,10 +303,11 @@ class Agent:
 
     def answer(self, text: str) -> str:
         """Say what belongs to this prompt, and return it."""
-        word, _, rest = text.partition(" ")
-        first, _, more = rest.partition(" ")
         if text.startswith(SAVE_MEMORY):
             return self.remember(f"saved at the end of session {self.session.id}", "done")
+        text = PREFACE.sub("", text, count=1) if text.startswith("[Kai] ") else text
+        word, _, rest = text.partition(" ")
+        first, _, more = rest.partition(" ")
         if text.startswith("!") and text[1:].strip():
             return self.run(text[1:].strip())
         alone: dict[str, Callable[[], str]] = {

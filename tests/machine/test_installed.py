@@ -152,11 +152,12 @@ def test_bob_does_not_see_alices_process_arguments(kai: Host) -> None:
 
 
 ACCOUNTS = {
-    "root": ("operator", {"bot", "alice", "bob"}),
-    "kai-bot": ("kai-bot", {"alice", "bob"}),
+    "root": ("operator", {"bot", "scheduler", "timers", "alice", "bob"}),
+    "kai-bot": ("kai-bot", {"scheduler", "alice", "bob"}),
+    "kai-scheduler": ("kai-scheduler", {"bot", "scheduler", "timers", "alice", "bob"}),
     "kai-proxy": ("kai-proxy", set()),
-    "kai-u-alice": ("supervisor", {"bot"}),
-    "kai-u-bob": ("supervisor", {"bot"}),
+    "kai-u-alice": ("supervisor", {"bot", "scheduler"}),
+    "kai-u-bob": ("supervisor", {"bot", "scheduler"}),
     "alice": ("inner", set()),
     "bob": ("inner", set()),
     "kai-w-carol": ("inner", set()),
@@ -169,10 +170,11 @@ ACCOUNTS = {
 @pytest.mark.parametrize("account", ACCOUNTS)
 def test_every_method_of_every_socket_is_open_to_exactly_its_callers(kai: Host, account: str) -> None:
     role, doors = ACCOUNTS[account]
-    for door in ("bot", "alice", "bob"):
-        path = "/run/kai/bot.sock" if door == "bot" else f"/run/kai/agent/{door}.sock"
+    for door in ("bot", "scheduler", "timers", "alice", "bob"):
+        one = door in ("alice", "bob")
+        path = f"/run/kai/agent/{door}.sock" if one else f"/run/kai/{door}.sock"
         for name, method in sorted(ALL_METHODS.items()):
-            if name.startswith("kai.Bot.") != (door == "bot"):
+            if not name.startswith("kai.Agent." if one else f"kai.{door.capitalize()}."):
                 continue
             answer = kai.varlink(account, path, name)
             if door not in doors:
@@ -180,7 +182,8 @@ def test_every_method_of_every_socket_is_open_to_exactly_its_callers(kai: Host, 
             elif role not in method.CALLERS:
                 assert answer == "org.varlink.service.PermissionDenied", (account, name, answer)
             else:
-                assert answer in ("ok", "org.varlink.service.InvalidParameter", "kai.Busy"), (account, name, answer)
+                fine = ("ok", "org.varlink.service.InvalidParameter", "kai.Busy", "kai.Scheduler.NoSuchJob")
+                assert answer in fine, (account, name, answer)
 
 
 def test_a_supervisor_may_deliver_to_its_own_user_only(kai: Host) -> None:
@@ -393,7 +396,14 @@ def test_a_supervisor_with_a_broken_configuration_answers_misconfigured(kai: Hos
 
 
 def test_every_unit_verifies_and_keeps_to_its_exposure(kai: Host) -> None:
-    units = {"kai-bot.service": 15, "kai-proxy.service": 15, "kai-agent@alice.service": 30}
+    units = {
+        "kai-bot.service": 15,
+        "kai-proxy.service": 15,
+        "kai-scheduler.service": 5,
+        "kai-job@7.service": 5,
+        "kai-timers.service": 10,
+        "kai-agent@alice.service": 30,
+    }
     for unit, threshold in units.items():
         kai.machine.run(["systemd-analyze", "security", f"--threshold={threshold}", "--no-pager", unit])
     kai.machine.run("systemd-analyze verify --man=no /usr/local/lib/systemd/system/kai*")

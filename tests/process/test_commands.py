@@ -47,7 +47,8 @@ async def test_the_menu_of_telegram_and_help_are_the_table(stage: Stage) -> None
     text = (await stage.answer("/stats")).text or ""
     registered = [command["command"] for command in stage.api.calls("setMyCommands")[0].params["commands"]]
     assert registered == [
-        "start", "help", "new", "stop", "models", "model", "settings", "workspace", "workspaces", "stats", "memory",
+        "start", "help", "new", "stop", "models", "model", "settings", "workspace", "workspaces", "jobs", "job",
+        "stats", "memory",
     ]  # fmt: skip
     assert [line.split()[0].removeprefix("/") for line in text.split("\n\n")[0].splitlines()] == registered
     stage.say("/help ws")

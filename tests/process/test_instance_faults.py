@@ -21,13 +21,27 @@ from kai.agent.seat import Seat
 from kai.agent.setup import Setup
 from kai.agent.supervisor import Supervisor
 from kai.agent.turns import Turns
-from kai.interfaces import Event, Join, Model, Models, NewSession, Part, Set, Start, Stop, SwitchWorkspace
+from kai.interfaces import (
+    Event,
+    ForgetJob,
+    JobSeat,
+    Join,
+    Model,
+    Models,
+    NewSession,
+    Part,
+    Set,
+    Start,
+    Stop,
+    SwitchWorkspace,
+)
 from kai.lib.daemon import Daemon
-from kai.lib.peers import BOT, Peer
+from kai.lib.peers import BOT, SCHEDULER, Peer
 from kai.lib.store import StoreError
 from kai.lib.varlink import Busy
 
 PEER = Peer(os.geteuid(), os.getpid(), frozenset({BOT}))
+TIMER = Peer(os.geteuid(), os.getpid(), frozenset({SCHEDULER}))
 
 
 class Scripted(AgentBackend):
@@ -148,6 +162,15 @@ class World:
 
     async def start(self, turn: str, text: str = "hello") -> Event:
         return await self.supervisor.start(PEER, Start(turn=turn, prompt=[Part(kind="text", text=text)]), [], nowhere)
+
+    async def run_job(self, run: int) -> Event:
+        call = Start(turn=f"job:7:{run}", prompt=[Part(kind="text", text="hello")], job=JobSeat(7, "backups"))
+        return await asyncio.wait_for(self.supervisor.start(TIMER, call, [], nowhere), 10)
+
+    async def job_over(self) -> None:
+        async with asyncio.timeout(10):
+            while self.supervisor.jobs:
+                await asyncio.sleep(0)
 
     async def switch(self, name: str) -> None:
         await self.supervisor.switch_workspace(PEER, SwitchWorkspace(name=name))
@@ -366,3 +389,57 @@ async def test_a_session_that_ends_when_the_supervisor_is_told_to_stop_has_ended
     assert (await world.turns.session(str(world.setup.home))).id == ""
     assert (await world.turns.cost(world.setup.today()))[0] == 0.5
     assert (await ending).saved
+
+
+async def test_what_the_end_of_a_jobs_process_stores_is_forgotten_with_the_job(world: World) -> None:
+    world.cost = 0.25
+    world.hold("turn")
+    run = asyncio.create_task(world.run_job(1))
+    await world.at("turn")
+    world.hold("close")
+    await world.supervisor.forget_job(TIMER, ForgetJob(job=7))
+    assert (await run).outcome == "interrupted"
+    await world.at("close")
+    world.cost = 1.0  # it spends more on its way out
+    world.let("close")
+    await world.job_over()
+    assert await world.turns.store.read("SELECT * FROM sessions WHERE name != 'chat'") == []
+    assert (await world.turns.cost(world.setup.today()))[0] == 1.0
+
+
+async def test_what_a_jobs_process_spends_on_its_way_out_is_no_debt_of_the_chats(world: World) -> None:
+    await world.say()
+    world.cost = 0.25
+    world.hold("close")
+    assert (await world.run_job(1)).cost_usd == 0.25
+    await world.at("close")
+    world.cost = 1.0
+    world.let("close")
+    await world.job_over()
+    assert world.seat.session.cost_usd == 0.0
+    assert (await world.turns.session(str(world.setup.home))).cost_usd == 0.0
+    assert (await world.turns.cost(world.setup.today()))[0] == 1.0
+
+
+async def test_a_full_disk_makes_a_job_wait_and_loses_no_answer(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(world.turns, "begin", failing(world.turns.begin))
+    with pytest.raises(Busy, match="the disk is full"):
+        await world.run_job(1)
+    monkeypatch.setattr(world.turns, "end", failing(world.turns.end, 2))
+    assert (await world.run_job(1)).text == "answer"
+    await world.job_over()
+    assert (await world.run_job(1)).text == "answer"
+    await world.job_over()
+    assert [backend.closed for backend in world.made] == [True]
+
+
+async def test_a_job_whose_session_cannot_be_read_fails_and_takes_none_from_the_chat(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.say()
+    session = world.seat.session.id
+    monkeypatch.setattr(world.turns, "session", failing(world.turns.session))
+    assert (await world.run_job(1)).outcome == "failed"
+    await world.job_over()
+    assert (await world.turns.session(str(world.setup.home))).id == session
+    assert (await world.run_job(2)).outcome == "ok"

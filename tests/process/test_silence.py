@@ -22,15 +22,15 @@ from kai.agent.seat import Seat
 from kai.agent.setup import Setup
 from kai.agent.supervisor import Supervisor
 from kai.agent.turns import Turns
-from kai.interfaces import Event, NewSession, Part, Start, Stop
+from kai.interfaces import Event, JobSeat, NewSession, Part, Start, Stop
 from kai.lib.daemon import Daemon
-from kai.lib.peers import BOT, Peer
+from kai.lib.peers import BOT, SCHEDULER, Peer
 from kai.lib.varlink import Busy
 
 from .agents import running
 
 AGENT = Path(__file__).with_name("misbehaving.py")
-PEER = Peer(os.geteuid(), os.getpid(), frozenset({BOT}))
+PEER = Peer(os.geteuid(), os.getpid(), frozenset({BOT, SCHEDULER}))
 TIMEOUT = 1
 SILENT = f"The agent said nothing for {TIMEOUT} s (timeout) and was interrupted."
 Make = Callable[..., Awaitable["Here"]]
@@ -92,6 +92,15 @@ class Here:
     async def say(self, text: str) -> Event:
         return await self.begin(text)
 
+    def begin_job(self, run: int, text: str) -> asyncio.Task[Event]:
+        call = Start(f"job:7:{run}", [Part(kind="text", text=text)], JobSeat(7, "backups"))
+        return asyncio.create_task(self.supervisor.start(PEER, call, [], _ignore))
+
+    async def job_over(self) -> None:
+        async with asyncio.timeout(10):
+            while self.supervisor.jobs:
+                await asyncio.sleep(0.01)
+
     async def stop(self) -> None:
         assert (await self.supervisor.stop(PEER, Stop(f"1.{self.turn}"))).stopping
 
@@ -126,8 +135,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who doesn't obey is given up after a second, and not after ten or more."""
     monkeypatch.setattr("kai.agent.seat.INTERRUPT_PATIENCE", 1.0)
     monkeypatch.setattr("kai.agent.process.PATIENCE", (0.5, 0.5, 0.5))
-    monkeypatch.setattr("kai.agent.supervisor.SAVE_PATIENCE", 1.0)
-    monkeypatch.setattr("kai.agent.supervisor.INTERRUPT_PATIENCE", 1.0)
+    monkeypatch.setattr("kai.agent.chat.SAVE_PATIENCE", 1.0)
+    monkeypatch.setattr("kai.agent.chat.INTERRUPT_PATIENCE", 1.0)
 
 
 # ---- silence ----
@@ -325,4 +334,68 @@ async def test_a_supervisor_that_is_told_to_stop_waits_for_the_agent_that_it_is_
     here.seat._evict()
     await asyncio.sleep(0.05)
     await here.supervisor.drain()
+    assert not here.processes()
+
+
+# ---- jobs ----
+
+
+async def test_a_job_that_says_nothing_is_interrupted_like_a_turn_of_the_chat(make: Make, impatient: None) -> None:
+    async def scenario(way: str, error: str) -> None:
+        here = await make(way)
+        done = await here.begin_job(1, way)
+        assert (done.outcome, done.error) == ("failed", error)
+        await here.job_over()
+        assert not here.processes()
+        assert not here.leaves
+        assert (await here.begin_job(2, "hello")).text == "this is turn 2"
+
+    forced = "It did not obey, so its process was ended; the job's next run resumes the session."
+    await asyncio.gather(scenario("silent", SILENT), scenario("deaf", f"{SILENT} {forced}"))
+
+
+async def test_a_job_whose_process_had_to_be_killed_ends_the_supervisor_when_the_chats_turn_is_over(
+    make: Make, impatient: None
+) -> None:
+    here = await make()
+    chat = here.begin("tool 8")
+    await here.until("working")
+    assert (await here.begin_job(1, "immortal")).outcome == "failed"
+    await here.job_over()
+    assert here.leaves
+    assert not chat.done()
+    assert not here.daemon.stopping.is_set()
+    with pytest.raises(Busy, match="about to leave"):
+        await here.begin_job(2, "hello")
+    assert (await chat).text == "this is turn 1"
+    await asyncio.wait_for(here.daemon.stopping.wait(), 5)
+    await here.restart()
+    assert (await here.begin_job(2, "hello")).text == "this is turn 2"
+
+
+async def test_a_lost_session_is_not_told_in_the_answer_of_a_job_whose_first_line_may_mean_something(
+    make: Make,
+) -> None:
+    here = await make()
+    await here.begin_job(1, "hello")
+    await here.job_over()
+    for path in (here.directory / "agent").iterdir():
+        path.unlink()
+    done = await here.begin_job(2, "hello")
+    assert (done.outcome, done.text) == ("ok", "this is turn 1")
+
+
+async def test_a_job_that_is_stopped_while_its_agent_starts_ends_at_once(make: Make) -> None:
+    here = await make()
+    await here.begin_job(1, "next never")
+    await here.job_over()
+    await here.restart()
+    job = here.begin_job(2, "hello")
+    while not here.processes():
+        await asyncio.sleep(0.01)
+    assert (await here.supervisor.stop(PEER, Stop("job:7:2"))).stopping
+    assert (await asyncio.wait_for(job, 3)).outcome == "interrupted"
+    with pytest.raises(Busy, match="last run of job 7"):
+        await here.begin_job(3, "hello")
+    await here.job_over()
     assert not here.processes()

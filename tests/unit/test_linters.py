@@ -25,7 +25,14 @@ PACKAGES = {
     "visudo": "sudo",
     "systemd-analyze": "systemd",
 }
-EXPOSURE = {"kai-bot.service": 1.5, "kai-proxy.service": 1.5, "kai-agent@.service": 3.0}
+EXPOSURE = {
+    "kai-bot.service": 1.5,
+    "kai-proxy.service": 1.5,
+    "kai-scheduler.service": 0.5,
+    "kai-job@.service": 0.5,
+    "kai-timers.service": 1.0,
+    "kai-agent@.service": 3.0,
+}
 """The most that `systemd-analyze security` may find; a unit without network may have 0.5."""
 
 
@@ -98,11 +105,12 @@ def installed(tmp_path: Path) -> Path:
     """The units where programs exist: systemd-analyze looks for them, and Kai need not be installed here."""
     for path in UNITS:
         text = path.read_text()
-        for program in ("kai-bot", "kai-proxy", "kai-agent"):
+        for program in ("kai-bot", "kai-proxy", "kai-agent", "kai-scheduler", "kai-timers", "kai-job"):
             text = text.replace(f"/opt/kai/current/bin/{program}", "/bin/true")
         (tmp_path / path.name).write_text(text)
     shutil.copy(tmp_path / "kai-agent@.service", tmp_path / "kai-agent@alice.service")
     shutil.copy(tmp_path / "kai-agent@.socket", tmp_path / "kai-agent@alice.socket")
+    shutil.copy(tmp_path / "kai-job@.service", tmp_path / "kai-job@7.service")
     return tmp_path
 
 

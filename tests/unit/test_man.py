@@ -30,7 +30,14 @@ from kai.lib.varlink import Call
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(path.name for path in (ROOT / "man").iterdir())
 UNITS = sorted(path for path in (ROOT / "units").iterdir() if path.is_file())
-INTERFACES = {"kai.Agent": "kai-agent@.8", "kai.Bot": "kai-bot.8"}
+INTERFACES = {
+    "kai.Agent": "kai-agent@.8",
+    "kai.Bot": "kai-bot.8",
+    "kai.Scheduler": "kai-scheduler.8",
+    "kai.Timers": "kai-timers.8",
+}
+OF_ANOTHER = {"kai-job": "kai-scheduler"}
+"""Programs that are told of in the page of another."""
 HELP = ("-h", "--help")
 
 
@@ -53,7 +60,7 @@ def first_words(text: str) -> list[str]:
 
 def of_instance(text: str) -> str:
     """A unit's own text in the words of the pages: kai-agent@.service is kai-agent@USER.service there."""
-    return text.replace("@.", "@USER.").replace("%i", "USER")
+    return text.replace("kai-job@.", "kai-job@ID.").replace("@.", "@USER.").replace("%i", "USER")
 
 
 def settings(unit: Path, key: str) -> list[str]:
@@ -62,7 +69,10 @@ def settings(unit: Path, key: str) -> list[str]:
 
 def page_of(unit: Path) -> str:
     """The page in section 8 of the daemon that a service or socket belongs to."""
-    return "kai-agent@.8" if "@" in unit.name else "-".join(unit.stem.split("-")[:2]) + ".8"
+    if unit.stem == "kai-agent@":
+        return "kai-agent@.8"
+    program = "-".join(unit.stem.removesuffix("@").split("-")[:2])
+    return f"{OF_ANOTHER.get(program, program)}.8"
 
 
 def keys(cls: type[msgspec.Struct], prefix: str = "") -> Iterator[str]:
@@ -115,7 +125,9 @@ def test_systemctl_help_on_a_unit_finds_its_page(unit: Path) -> None:
 def test_every_program_has_a_page() -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     assert {name.removesuffix(".1") for name in PAGES if name.endswith(".1")} == {"kai"}
-    assert {re.sub(r"@?\.8", "", name) for name in PAGES if name.endswith(".8")} == set(scripts) - {"kai"}
+    assert {re.sub(r"@?\.8", "", name) for name in PAGES if name.endswith(".8")} == {
+        OF_ANOTHER.get(name, name) for name in scripts if name != "kai"
+    }
 
 
 def test_the_table_of_units_has_every_unit_with_its_account() -> None:

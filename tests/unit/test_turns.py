@@ -160,6 +160,40 @@ async def test_a_database_of_the_second_version_is_taken_over_with_the_turn_that
     turns.store.close()
 
 
+async def test_a_database_of_the_third_version_is_taken_over_and_takes_notes(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "turns.db") as db:
+        db.executescript(SECOND_VERSION)
+        db.execute("ALTER TABLE turns ADD COLUMN part TEXT NOT NULL DEFAULT ''")
+        db.execute("PRAGMA user_version = 3")
+    db.close()
+    turns = Turns(tmp_path)
+    await turns.open("/home")
+    assert (await turns.session("/home")).id == "s2"
+    assert await turns.store.read("SELECT * FROM notes") == []
+    turns.store.close()
+
+
+async def test_a_job_has_sessions_of_its_own_that_can_be_forgotten(turns: Turns) -> None:
+    for name, workspace in (("chat", "/home"), ("job:7", "/home"), ("job:7", "/srv/site"), ("job:70", "/home")):
+        session = await turns.session(workspace, name)
+        session.id = f"{name} in {workspace}"
+        await turns.set_session(session)
+        await turns.allow(session, ["Bash(make)"])
+    await turns.forget("job:7")
+    found = [(await turns.session("/home", name)).id for name in ("chat", "job:7", "job:70")]
+    assert found == ["chat in /home", "", "job:70 in /home"]
+    assert (await turns.session("/srv/site", "job:7")).id == ""
+    assert await turns.allowed(await turns.session("/home", "job:7")) == set()
+    assert list(await turns.used_workspaces()) == ["/home"]
+
+
+async def test_a_turn_without_a_session_ends_and_is_paid(turns: Turns) -> None:
+    await turns.begin("job:7:1")
+    await turns.end("job:7:1", done(0.25), None, DAY)
+    assert await turns.cost(DAY) == (0.25, 0.25)
+    assert await turns.store.read("SELECT * FROM sessions") == []
+
+
 async def test_a_program_of_the_second_version_can_still_read_what_this_one_wrote(tmp_path: Path) -> None:
     turns = Turns(tmp_path)
     await turns.open("/home")
@@ -208,7 +242,7 @@ async def test_a_turn_that_came_to_its_end_leaves_no_part(turns: Turns) -> None:
 
 def test_a_database_of_a_later_version_is_left_alone(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "turns.db") as db:
-        db.execute("PRAGMA user_version = 4")
+        db.execute("PRAGMA user_version = 5")
     db.close()
-    with pytest.raises(StoreError, match="version 4, this program knows 3"):
+    with pytest.raises(StoreError, match="version 5, this program knows 4"):
         Turns(tmp_path)

@@ -1,0 +1,1 @@
+"""kai-scheduler: the jobs, and what happens when their time has come."""
