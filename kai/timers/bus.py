@@ -17,7 +17,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from jeepney import (  # type: ignore[import-untyped]
+from jeepney import (
     DBusAddress,
     HeaderFields,
     Message,
@@ -26,7 +26,7 @@ from jeepney import (  # type: ignore[import-untyped]
     Parser,
     new_method_call,
 )
-from jeepney.auth import AuthenticationError, Authenticator  # type: ignore[import-untyped]
+from jeepney.auth import AuthenticationError, Authenticator
 
 from kai.timers.systemd import NO_SUCH_UNIT, Clock, Loaded, Property, Refused, Unreachable
 

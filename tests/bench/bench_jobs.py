@@ -74,7 +74,7 @@ def lateness(kai: Host, count: int) -> None:
     """One-shots at whole seconds, two seconds apart from the last one: from the due time to the message's arrival."""
     first = int(time.time()) + 30
     due = {number: first + number for number in range(count)}
-    todo = [
+    todo: list[tuple[str, dict[str, object]]] = [
         ("kai.Scheduler.Add", {
             "name": f"n{number}", "prompt": f"late-{number}.", "schedule_type": "once", "user": "alice",
             "schedule_data": json.dumps({"run_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at))}),

@@ -313,7 +313,7 @@ def test_the_time_of_many_small_tables_grows_with_the_text() -> None:
         def counted(state: Any, start: int, end: int, silent: bool) -> bool:
             nonlocal seen
             seen += end - start
-            return real(state, start, end, silent)
+            return bool(real(state, start, end, silent))
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(commonmark, "markdown_it_table", counted)
