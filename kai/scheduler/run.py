@@ -51,6 +51,7 @@ class Runner:
         self.missed: dict[int, float] = {}
         self.places: dict[str, asyncio.Semaphore] = {}
         self.settled: Callable[[int], Awaitable[None]] | None = None
+        self.since = now()
 
     def running(self, job: int) -> bool:
         return job in self.active
@@ -161,14 +162,19 @@ class Runner:
         return ""
 
     async def _next(self, row: JobRow, run: Run) -> float:
-        """When the job elapses next, in seconds since the epoch; 0 for never."""
+        """When the job elapses next, in seconds since the epoch; 0 for never.
+
+        A time that passed during a run which a timer began is the next one: systemd makes up for it at once (measured).
+        One that passed during a run which a hand began is taken by that run.
+        """
         time = now()
+        timed = run.due > 0 and run.began > self.since
         if row.state != "active" or row.schedule_type == "once":
             return 0.0
         if row.every:
             return max(run.began + row.every, time)
         try:
-            found = await self.calendar.elapses(row.calendar, after=time)
+            found = await self.calendar.elapses(row.calendar, after=run.began if timed else time)
         except (BadExpression, Unusable) as error:
             logger.warning("job %d: when it runs next isn't known: %s", row.id, error)
             return time + EARLY  # a time: it must not be taken for its last run

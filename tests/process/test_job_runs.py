@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -230,14 +231,18 @@ async def test_no_more_agents_jobs_run_at_once_than_may(stages: Stages, tmp_path
     assert two.ended >= one.ended
 
 
-async def test_a_run_longer_than_its_interval_is_not_doubled(stages: Stages, tmp_path: Path) -> None:
+@pytest.mark.parametrize("schedule", [{"seconds": 10}, {"calendar": "*:*:0/10"}], ids=["interval", "calendar"])
+async def test_a_run_longer_than_its_interval_is_not_doubled_and_the_missed_time_is_made_up_for(
+    stages: Stages, tmp_path: Path, schedule: dict[str, Any]
+) -> None:
     here = JobSet(await stages(runs=tmp_path / "runs"))
-    job = await here.add("slow 60", {"seconds": 10}, job_type="agent")
-    await start(here, job.id)
+    job = await here.add("slow 60", schedule, job_type="agent")
     await here.ended(job.id, 2, within=90)
     begun = sorted((run.began, run.ended) for run in (await here.get(job.id)).runs if run.ended)
     assert all(ended <= began for (_, ended), (began, _) in itertools.pairwise(begun))
-    assert len((tmp_path / "runs").read_text().splitlines()) <= len((await here.get(job.id)).runs)
+    second = next(run for run in (await here.get(job.id)).runs if run.run == 2)
+    assert 0 < second.due <= second.began, "its time is the one that had passed"
+    assert second.began - begun[0][1] < 3
     await here.call(RemoveJob(id=job.id))
 
 
