@@ -8,6 +8,7 @@ import json
 import signal
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,13 @@ async def start(here: JobSet, job: int) -> None:
     """`systemctl start --no-block kai-job@ID`, once the unit is free: a start of one that runs is none."""
     await here.until(lambda: all(one.ended for one in here.starts(job)))
     await here.timers.call(StartJobs(jobs=[job]))
+
+
+def kill(here: JobSet, unit: str) -> None:
+    """SIGKILL, if there is a process: it may have ended just now."""
+    with suppress(ProcessLookupError):
+        if here.launcher.pid(unit):
+            here.launcher.kill(unit, signal.SIGKILL)
 
 
 # ---- reminders ----
@@ -76,8 +84,7 @@ async def test_a_reminder_survives_the_kill_of_a_daemon_when_it_is_due(here: Job
     job = await here.add("through the kill", 1)
     await here.until(lambda: time.time() >= job.next)
     for _ in range(3):
-        if here.launcher.pid(unit):
-            here.launcher.kill(unit, signal.SIGKILL)
+        kill(here, unit)
         await asyncio.sleep(0.1)
     if unit == "kai-timers":  # PID 1 is played by it: this was a boot
         await here.launcher.restart("kai-scheduler")
@@ -145,8 +152,7 @@ async def test_an_agents_job_runs_once_whatever_is_killed_meanwhile(stages: Stag
     await here.until((tmp_path / "runs").exists)
     for _ in range(3):
         await asyncio.sleep(0.4)
-        if here.launcher.pid(unit):
-            here.launcher.kill(unit, signal.SIGKILL)
+        kill(here, unit)
     [run] = await here.ended(job.id, within=60)
     assert run.outcome == "delivered"
     await here.delivered("⏰")

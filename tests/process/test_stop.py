@@ -133,6 +133,7 @@ async def test_stop_overtakes_a_hundred_messages_that_wait(stage: Stage, limits:
     await queued(stage)
     stopped = await stops(stage)
     assert "word3" in (stopped.text or "")
+    await stage.answer("⏹ Stopping.", timeout=30)
     first, *_ = [call.params["text"] for call in stage.api.calls("sendMessage") if "⏹" in call.params.get("text", "")]
     assert first == "⏹ Stopping."
     await stage.answer("turn-0", timeout=30)
