@@ -260,6 +260,8 @@ def _methods() -> list[Attempt]:
         interface, _, method = name.rpartition(".")
         doors = {
             "kai.Bot": {"the bot": "/run/kai/bot.sock"},
+            "kai.Scheduler": {"the scheduler": "/run/kai/scheduler.sock"},
+            "kai.Timers": {"kai-timers": "/run/kai/timers.sock"},
             "kai.Agent": {"its own supervisor": "/run/kai/agent/$ME.sock", "the other's": "/run/kai/agent/$THEM.sock"},
         }[interface]
         for whose, path in doors.items():
