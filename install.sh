@@ -528,12 +528,12 @@ purge() {
     while IFS=: read -r name _ uid _ mark _; do
         case $name:$mark in
         "kai-u-"*":Kai supervisor of ${name#kai-u-}"* | "kai-w-"*":Kai work account of ${name#kai-w-}"*) ;;
-        "kai-bot:Kai bot"* | "kai-proxy:Kai proxy"*) ;;
+        "kai-bot:Kai bot"* | "kai-proxy:Kai proxy"* | "kai-scheduler:Kai scheduler"*) ;;
         *) continue ;;
         esac
         remove_account "$name" "$uid"
     done < <(getent passwd)
-    for name in kai-config kai-bot-clients kai-agent-clients kai-model; do
+    for name in kai-config kai-bot-clients kai-agent-clients kai-scheduler-clients kai-model; do
         ! getent group "$name" >/dev/null || run groupdel "$name"
     done
 }
