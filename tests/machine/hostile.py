@@ -120,6 +120,8 @@ def trial(kai: Host, me: str, them: str) -> Trial:
     kai.machine.wait_for(lambda: kai.machine.run(["test", "-s", victim], check=False).code == 0, what="they work")
     variables = _variables(kai, me, them) | {"THEIR_COMMAND": kai.machine.read(victim), "THEIR_KEY": key}
     kai.machine.write(f"{PLACE}/{me}.json", json.dumps(variables))
+    idle = "! systemctl --quiet is-active kai-scheduler.service kai-timers.service"
+    kai.machine.wait_for(lambda: kai.machine.run(idle, check=False).code == 0, 60, what="the scheduler has left")
     found = Trial(before=_lives(kai, variables))
     kai.machine.run("touch /root/before")
     kai.ask(me, f"run: python3 -I {PLACE}/runner.py {me} {PLACE}", f"tried {len(TABLE)}", timeout=110)

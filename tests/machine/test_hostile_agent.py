@@ -74,7 +74,7 @@ def test_nobody_else_was_hurt(trials: dict[str, Trial], me: str) -> None:
 
 @both_sides
 def test_nothing_has_changed_but_what_is_the_agents_own(trials: dict[str, Trial], kai: Host, me: str) -> None:
-    """Besides: logs, what bot, scheduler and the own supervisor keep, and what the other's CLI notes for itself."""
+    """Besides: the logs, what the bot and the own supervisor keep, and what the other's CLI notes for itself."""
     own, home = f"/var/lib/kai/users/{me}", hostile.home(kai, me)
     today = kai.machine.run("date -u +%F").out.strip()
     expected: tuple[str, ...] = (
@@ -83,7 +83,6 @@ def test_nothing_has_changed_but_what_is_the_agents_own(trials: dict[str, Trial]
         f"{home}/.claude",
         f"{own}/state/turns.db",
         "/var/lib/kai/bot/",
-        "/var/lib/kai/scheduler",  # an idle scheduler that leaves in between closes its database
     )
     expected += (f"{own}/history/{today}.jsonl", "/var/log", f"{hostile.home(kai, OTHER[me])}/.claude")
     uid = kai.machine.run(["id", "-u", ACCOUNTS[OTHER[me]]]).out.strip()

@@ -177,6 +177,8 @@ def test_every_method_of_every_socket_is_open_to_exactly_its_callers(kai: Host, 
             if not name.startswith("kai.Agent." if one else f"kai.{door.capitalize()}."):
                 continue
             answer = kai.varlink(account, path, name)
+            if answer == "closed":  # the supervisor has just left, since it was asked to retire: clients come back
+                answer = kai.varlink(account, path, name)
             if door not in doors:
                 assert answer == "PermissionError", (account, name, answer)
             elif role not in method.CALLERS:
