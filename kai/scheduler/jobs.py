@@ -149,7 +149,8 @@ class JobRow(msgspec.Struct):
 
     def timer(self, *, now: float, last: float = 0.0) -> Timer:
         """What kai-timers is to make. `last` is when its last run began: an interval goes on from there."""
-        first = max(1, round(max(self.anchor, last) + self.every - now)) if self.every else 0
+        # At most the whole interval: a clock that was set back puts the last run into the future.
+        first = min(self.every, max(1, round(max(self.anchor, last) + self.every - now))) if self.every else 0
         return Timer(
             job=self.id,
             revision=self.revision,
