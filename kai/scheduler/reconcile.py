@@ -38,6 +38,8 @@ from kai.scheduler.runs import RunStore
 BATCH = 500
 """Timers of one call: its message stays well below Varlink's limit."""
 SECONDS = 60.0
+MOST_LINES = 20
+"""Differences that the journal gets one by one."""
 FORGOTTEN = 30.0
 """Seconds for which a supervisor is asked to forget a job that is gone."""
 logger = logging.getLogger(__name__)
@@ -129,8 +131,11 @@ class Reconciler:
         there = {timer.job: timer.revision for timer in have.timers}
         over = [job for job in there if job not in wanted]
         missing = [job for job in wanted.values() if there.get(job.id) != job.revision]
-        for line in _differences(have, wanted):
+        found = _differences(have, wanted)
+        for line in found[:MOST_LINES]:
             logger.info("%s", line)
+        if len(found) > MOST_LINES:
+            logger.info("and %d more timers", len(found) - MOST_LINES)
         if over or have.strangers:
             await self.timers.call(
                 RemoveTimers(jobs=over, forget=True, strangers=bool(have.strangers)), timeout=SECONDS
