@@ -679,9 +679,13 @@ class RunStep(msgspec.Struct):
 
 @method("kai.Scheduler.Run", reply=RunStep, callers={SCHEDULER}, stream=True)
 class RunJob(Call[RunStep]):
-    """Run a job: what kai-job@ID says when its time has come. An unfinished run of the job is joined."""
+    """Run a job: what kai-job@ID says when its time has come. An unfinished run of the job is joined.
+
+    `start` names the start of kai-job@ID: who asks again, since the answer was lost, is told how that run ended.
+    """
 
     id: int
+    start: str = ""
 
 
 class Differences(msgspec.Struct):

@@ -18,6 +18,8 @@ import time
 PATIENCE = 60.0
 """Seconds without a scheduler."""
 FIRST_DELAY, LONGEST_DELAY = 0.05, 2.0
+START = os.environ.get("INVOCATION_ID") or os.urandom(16).hex()
+"""Names this start: asked again after its answer was lost, the scheduler knows that its run has ended."""
 LARGEST = 1 << 20
 """Bytes of one answer."""
 
@@ -36,7 +38,7 @@ def run(arguments: list[str]) -> int:
         try:
             return follow(path, int(arguments[0]))
         except Heard:
-            delay, until = FIRST_DELAY, time.monotonic() + PATIENCE
+            until = time.monotonic() + PATIENCE
         except (OSError, ValueError) as error:
             if time.monotonic() > until:
                 print(f"{path}: {error}: see `systemctl status kai-scheduler`", file=sys.stderr)
@@ -51,7 +53,7 @@ class Heard(Exception):
 
 def follow(path: str, job: int) -> int:
     """Ask, print each step, and give the exit status. Raises OSError, ValueError and Heard when it breaks off."""
-    call = {"method": "kai.Scheduler.Run", "parameters": {"id": job}, "more": True}
+    call = {"method": "kai.Scheduler.Run", "parameters": {"id": job, "start": START}, "more": True}
     heard = False
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(path)

@@ -75,6 +75,7 @@ CREATE TABLE runs (
     cost REAL NOT NULL DEFAULT 0,              -- US dollars
     generation TEXT NOT NULL DEFAULT '',       -- the agent's journal when the turn was given to it, '' before
     boot TEXT NOT NULL DEFAULT '',
+    start TEXT NOT NULL DEFAULT '',            -- of kai-job@ID that began it or joined it last
     PRIMARY KEY (job, run)
 ) WITHOUT ROWID;
 CREATE INDEX runs_open ON runs (job) WHERE state != 'ended';
@@ -347,13 +348,20 @@ class JobStore:
         found = await self.store.read(query, (user,) if user else ())
         return {each["job"]: _record(each) for each in found}
 
-    async def told(self, due: Mapping[int, float], faults: Mapping[int, str]) -> None:
-        """What kai-timers said: when jobs elapse next (that there is a timer ends a fault), and which have no timer."""
+    async def told(
+        self, due: Mapping[int, float], faults: Mapping[int, str], revisions: Mapping[int, int] | None = None
+    ) -> None:
+        """What kai-timers said: when jobs elapse next (that there is a timer ends a fault), and which have no timer.
+
+        A job that has another revision by now was changed meanwhile, and is told of by what follows.
+        """
+        asked = revisions or {}
 
         def work(db: sqlite3.Connection) -> None:
             db.executemany(
-                "UPDATE jobs SET due = ?, fault = '' WHERE id = ? AND state = 'active'",
-                [(time, job) for job, time in due.items()],
+                "UPDATE jobs SET due = ?, fault = '' "
+                "WHERE id = ? AND state = 'active' AND revision = coalesce(?, revision)",
+                [(time, job, asked.get(job)) for job, time in due.items()],
             )
             db.executemany(
                 "UPDATE jobs SET fault = ? WHERE id = ? AND state = 'active'",
@@ -362,6 +370,13 @@ class JobStore:
 
         if due or faults:
             await self.store.write(work)
+
+    async def made(self, there: list[int]) -> None:
+        """These have their timer: what kept it from being made is over."""
+        if there:
+            await self.store.write(
+                lambda db: db.executemany("UPDATE jobs SET fault = '' WHERE id = ?", [(job,) for job in there])
+            )
 
     async def unannounced(self) -> list[JobRow]:
         """Jobs whose users are still to be told that their agents made them."""

@@ -40,6 +40,8 @@ BATCH = 500
 SECONDS = 60.0
 MOST_LINES = 20
 """Differences that the journal gets one by one."""
+LOST = 90.0
+"""Seconds after its time from which a job of a calendar counts as missed: longer than kai-job's patience."""
 FORGOTTEN = 30.0
 """Seconds for which a supervisor is asked to forget a job that is gone."""
 logger = logging.getLogger(__name__)
@@ -56,6 +58,7 @@ class Reconciler:
         self.lock = asyncio.Lock()
         self.again: asyncio.Task[None] | None = None
         self.tasks: set[asyncio.Task[None]] = set()
+        self.unmade: set[int] = set()
         runner.settled = self._settled
 
     # ---- what the service asks ----
@@ -113,7 +116,10 @@ class Reconciler:
             raise Busy(str(error)) from None
         found = _differences(have, wanted)
         if found and not call.look:
-            await self.changed(wanted)
+            faults = await self.changed(wanted)
+            if faults:
+                told = "; ".join(f"job {job}: {fault}" for job, fault in list(faults.items())[:5])
+                raise Busy(f"not all could be put right: {told}")
         return Differences(found=found)
 
     # ---- the work ----
@@ -131,15 +137,16 @@ class Reconciler:
         there = {timer.job: timer.revision for timer in have.timers}
         over = [job for job in there if job not in wanted]
         missing = [job for job in wanted.values() if there.get(job.id) != job.revision]
+        await self.jobs.made([job.id for job in wanted.values() if job.fault and there.get(job.id) == job.revision])
         found = _differences(have, wanted)
         for line in found[:MOST_LINES]:
             logger.info("%s", line)
         if len(found) > MOST_LINES:
             logger.info("and %d more timers", len(found) - MOST_LINES)
         if over or have.strangers:
-            await self.timers.call(
-                RemoveTimers(jobs=over, forget=True, strangers=bool(have.strangers)), timeout=SECONDS
-            )
+            call = RemoveTimers(jobs=over, forget=True, strangers=bool(have.strangers))
+            if (await self.timers.call(call, timeout=SECONDS)).faults:
+                self._try_again()
         faults = await self._make(missing)
         await self._start_missed()
         return faults
@@ -160,7 +167,8 @@ class Reconciler:
         answer = await self.timers.call(SetTimers(timers=timers), timeout=SECONDS)
         faults = {fault.job: fault.error for fault in answer.faults}
         due = {timer.job: timer.next for timer in answer.timers if timer.next}
-        await self.jobs.told(due, faults)
+        await self.jobs.told(due, faults, {timer.job: timer.revision for timer in timers})
+        self.unmade |= {job for job, next_ in due.items() if next_ > now() and job in self.runner.missed}
         if any(_may_pass(fault) for fault in answer.faults):
             self._try_again()
         return faults
@@ -168,12 +176,17 @@ class Reconciler:
     async def _start_missed(self) -> None:
         """Once-jobs whose time has passed, and jobs whose run was cut off."""
         time, users = now(), {user.name for user in self.config().users}
-        late = [job for job in await self.jobs.active() if job.schedule_type == "once" and 0 < job.due <= time]
-        jobs = {job.id for job in late if job.user in users} | set(await self.runs.unfinished())
+        late = [
+            job
+            for job in await self.jobs.active()
+            if not job.every and 0 < job.due <= time - (0 if job.schedule_type == "once" else LOST)
+        ]
+        jobs = {job.id for job in late if job.user in users} | set(await self.runs.unfinished()) | self.unmade
         waiting = sorted(job for job in jobs if not self.runner.running(job))
         if waiting:
             logger.info("starts what was missed or cut off: %s", ", ".join(map(str, waiting[:20])))
             await self.timers.call(StartJobs(jobs=waiting), timeout=SECONDS)
+        self.unmade.clear()
 
     async def _note_faults(self, jobs: set[int], error: str) -> None:
         try:

@@ -49,7 +49,7 @@ class Runner:
         self.bot = Client(daemon.runtime_dir / "bot.sock")
         self.active: dict[int, asyncio.Task[RunStep]] = {}
         self.missed: dict[int, float] = {}
-        self.places: dict[str, asyncio.Semaphore] = {}
+        self.places: dict[str, tuple[int, asyncio.Semaphore]] = {}
         self.settled: Callable[[int], Awaitable[None]] | None = None
         self.since = now()
 
@@ -60,25 +60,31 @@ class Runner:
         """Begin the run of a job, or join the one that goes on."""
         try:
             row = await self.jobs.get(call.id) if call.id > 0 else None
+            ended = await self.runs.ended(call.id, call.start) if row and call.start else None
         except StoreError as error:
             raise Busy(str(error)) from None
+        if ended and call.id not in self.active:  # its answer was lost on the way
+            return RunStep(line=f"run {ended.run} had ended", failed=ended.outcome == "failed")
         if row is None or (row.state == "ended" and call.id not in self.active):
             await self._settle(call.id)
             gone = "has ended" if row else "isn't there"
             return RunStep(line=f"job {call.id} {gone}", failed=True)
         if call.id not in self.active:
             self.daemon.hold()
-            task = self.active[call.id] = asyncio.create_task(self._work(row))
-            task.add_done_callback(lambda _: self._done(call.id))
+            self.active[call.id] = task = asyncio.create_task(self._work(row, call.start))
+            task.add_done_callback(lambda task: self._done(call.id, task))
+        task = self.active[call.id]
         try:
             await emit(RunStep(line=f"job {row.id}, a {row.job_type} of {row.user}"))
-            return await asyncio.shield(self.active[call.id])
+            return await asyncio.shield(task)
         except StoreError as error:
             raise Busy(str(error)) from None
 
-    def _done(self, job: int) -> None:
+    def _done(self, job: int, task: asyncio.Task[RunStep]) -> None:
         del self.active[job]
         self.daemon.release()
+        if not task.cancelled() and (error := task.exception()):
+            logger.error("the run of job %d stays unfinished: %s", job, error)
 
     async def close(self) -> None:
         """Let go of what runs: it goes on after the next start."""
@@ -86,11 +92,14 @@ class Runner:
             task.cancel()
         await asyncio.gather(*self.active.values(), return_exceptions=True)
 
-    async def _work(self, row: JobRow) -> RunStep:
+    async def _work(self, row: JobRow, start: str) -> RunStep:
         if self.config().user(row.user) is None:
             return RunStep(line=f"there is no user {row.user} any more", failed=True)
-        due = self.missed.get(row.id, row.due)
-        run = await self.runs.begin(row, due if 0 < due <= time.time() + EARLY else 0.0)
+        due = self.missed.pop(row.id, row.due)
+        early = max(EARLY, row.every / 2)  # systemd counts an interval from the start of kai-job@, `due` from its run
+        run = await self.runs.begin(row, due if 0 < due <= time.time() + early else 0.0, start)
+        if run is None:
+            return RunStep(line=f"job {row.id} isn't there any more", failed=True)
         with log.fields(KAI_USER=row.user, KAI_TURN=run.turn):
             logger.info("run %d of job %d begins%s", run.run, run.job, ", late" if texts.is_late(run) else "")
             if row.job_type == "reminder":
@@ -98,7 +107,6 @@ class Runner:
             elif run.state == "running":
                 await self._ask(row, run)
             step = await self._end(row, run)
-            self.missed.pop(row.id, None)
             logger.info("run %d of job %d ended: %s", run.run, run.job, step.line)
         return step
 
@@ -106,13 +114,18 @@ class Runner:
 
     async def _ask(self, row: JobRow, run: Run) -> None:
         """Have the agent work, at most so many at once for each user, and store what it answered."""
-        place = self.places.setdefault(row.user, asyncio.Semaphore(self.config().kai.agent.jobs_parallel))
+        most = self.config().kai.agent.jobs_parallel
+        most_then, place = self.places.get(row.user, (0, asyncio.Semaphore(most)))
+        if most_then != most:  # those that hold a place of the former number end soon
+            place = asyncio.Semaphore(most)
+            self.places[row.user] = most, place
         agent = Client(self.daemon.runtime_dir / "agent" / f"{row.user}.sock")
         seat = JobSeat(row.id, row.name, row.workspace, row.model, row.budget_usd)
         async with place:
             done = await follow(agent, self.runs, run, texts.prompt(row, run), seat)
         if done.outcome != "ok":
             reason = done.error or ("its budget is used up" if done.reason == "budget" else "it was stopped")
+            reason = reason[: texts.LONGEST_REASON]
             await self.runs.answered(run, text="", error=reason, cost=done.cost_usd)
             return
         answer = condition.parse(done.text) if row.auto_remove else condition.Answer("", done.text)
@@ -130,7 +143,7 @@ class Runner:
         if row is None:
             return RunStep(line="the job was removed meanwhile", failed=True)
         due = await self._next(row, run)
-        once = row.schedule_type == "once" and run.due > 0
+        once = row.schedule_type == "once" and (run.due > 0 or 0 < row.due <= now())  # its timer is used up
         over = once or run.verdict == "met" or (row.schedule_type == "calendar" and row.state == "active" and not due)
         if run.error:
             run.text = texts.failure(row, run, run.error, due=due, over=over, now=time.time())
@@ -143,7 +156,7 @@ class Runner:
             await self._settle(row.id)
         took = f"after {now() - run.began:.1f} s"
         if run.error:
-            return RunStep(line=f"failed {took}: {log.printable(run.error, 300)}", failed=True)
+            return RunStep(line=f"failed {took}: its user was told why", failed=True)
         return RunStep(line=f"{'delivered' if run.text else 'nothing to tell'} {took}")
 
     async def _deliver(self, row: JobRow, run: Run) -> str:
@@ -157,6 +170,8 @@ class Runner:
             except (Unavailable, Fault) as error:
                 logger.info("job %d waits for the bot: %s", row.id, error)
                 await asyncio.sleep(delay)
+                if await self.jobs.get(row.id) is None:
+                    return "the job was removed meanwhile"
             else:
                 break
         return ""
@@ -169,12 +184,15 @@ class Runner:
         """
         time = now()
         timed = run.due > 0 and run.began > self.since
-        if row.state != "active" or row.schedule_type == "once":
+        if row.state != "active":
             return 0.0
+        if row.schedule_type == "once":
+            return row.due  # a run by hand takes nothing of it
         if row.every:
             return max(run.began + row.every, time)
         try:
-            found = await self.calendar.elapses(row.calendar, after=run.began if timed else time)
+            after = max(run.began if timed else time, run.due)
+            found = await self.calendar.elapses(row.calendar, after=after)
         except (BadExpression, Unusable) as error:
             logger.warning("job %d: when it runs next isn't known: %s", row.id, error)
             return time + EARLY  # a time: it must not be taken for its last run

@@ -43,6 +43,13 @@ class Run(msgspec.Struct):
         return f"job:{self.job}:{self.run}"
 
 
+class Ended(msgspec.Struct):
+    """How a run ended."""
+
+    run: int
+    outcome: str
+
+
 class Note(msgspec.Struct):
     """What a supervisor is still to be told."""
 
@@ -63,22 +70,32 @@ class RunStore:
     def __init__(self, store: Store) -> None:
         self.store = store
 
-    async def begin(self, job: JobRow, due: float) -> Run:
+    async def begin(self, job: JobRow, due: float, start: str = "") -> Run | None:
         """The unfinished run of a job, or a new one; on disk when this returns."""
 
-        def work(db: sqlite3.Connection) -> Run:
+        def work(db: sqlite3.Connection) -> Run | None:
+            if jobs.find(db, job.id) is None:
+                return None  # removed meanwhile
             found = db.execute(f"SELECT {_COLUMNS} FROM runs WHERE job = ? AND state != 'ended'", (job.id,)).fetchone()
             if found:
+                db.execute("UPDATE runs SET start = ? WHERE job = ? AND state != 'ended'", (start, job.id))
                 return Run(**dict(found))
             (last,) = db.execute("SELECT coalesce(max(run), 0) FROM runs WHERE job = ?", (job.id,)).fetchone()
             run = Run(job.id, last + 1, job.revision, "running", due, now())
             db.execute(
-                "INSERT INTO runs (job, run, revision, state, due, began) VALUES (?, ?, ?, 'running', ?, ?)",
-                (run.job, run.run, run.revision, run.due, run.began),
+                "INSERT INTO runs (job, run, revision, state, due, began, start) VALUES (?, ?, ?, 'running', ?, ?, ?)",
+                (run.job, run.run, run.revision, run.due, run.began, start),
             )
             return run
 
         return await self.store.write(work)
+
+    async def ended(self, job: int, start: str) -> Ended | None:
+        """The run that this start of kai-job@ began, where it has ended."""
+        query = "SELECT run, outcome FROM runs WHERE job = ? AND start = ? AND state = 'ended'"
+        return next(
+            (Ended(found["run"], found["outcome"]) for found in await self.store.read(query, (job, start))), None
+        )
 
     async def unfinished(self) -> list[int]:
         """The jobs that have an unfinished run."""

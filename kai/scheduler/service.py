@@ -137,10 +137,15 @@ class Service:
         with self.daemon.busy():
             try:
                 rows = await self.jobs.listed(user)
-                changed = [row.id for row in rows if await self._planned_anew(row.id)]
-                if changed:
-                    logger.info("%d jobs were planned anew", len(changed))
-                    await self.reconciler.changed(changed)
+                changed: list[int] = []
+                try:
+                    for row in rows:
+                        if await self._planned_anew(row.id):
+                            changed.append(row.id)
+                finally:  # what is planned anew gets its timer, though another one can't be planned now
+                    if changed:
+                        logger.info("%d jobs were planned anew", len(changed))
+                        await self.reconciler.changed(changed)
             except (StoreError, Busy) as error:
                 logger.error("not all jobs are planned anew before the next start: %s", error)
 
@@ -317,7 +322,7 @@ class Service:
         if zone != await self._stored(self.jobs.zone(user)):
             await self._stored(self.jobs.set_zone(user, zone))
             logger.info("the time zone of %s is %s", user, zone or "that of the configuration")
-        self.replan(user)
+            self.replan(user)
         return Empty()
 
     # ---- what they share ----

@@ -12,6 +12,8 @@ from kai.scheduler.runs import MOST_FAILURES, Run
 LATE = 60.0
 """Seconds after its time from which a run says that it is late."""
 LONGEST_REASON = 1000
+LONGEST_ANSWER = 100_000
+"""Characters: escaped as JSON they still fit into one message to the bot."""
 
 
 def is_late(run: Run) -> bool:
@@ -43,6 +45,8 @@ def reminder(job: JobRow, run: Run) -> str:
 def result(job: JobRow, run: Run, text: str) -> str:
     """An agent's answer as it comes into the chat."""
     said = text.strip() or "(The agent said nothing.)"
+    if len(said) > LONGEST_ANSWER:
+        said = f"{said[:LONGEST_ANSWER]}…\n\n(The answer was longer than {LONGEST_ANSWER} characters; the rest is cut.)"
     return f"⏰ {plain(job.name)}{_late(job, run)}\n\n{said}"
 
 

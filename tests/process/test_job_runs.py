@@ -8,13 +8,13 @@ import json
 import signal
 import time
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kai.interfaces import ListJobs, PauseJob, RemoveJob, ResumeJob, StartJobs, TriggerJob
+from kai.interfaces import ListJobs, PauseJob, RemoveJob, ResumeJob, RunJob, StartJobs, TriggerJob
 from kai.lib.varlink import Busy
 
 from . import timers
@@ -55,7 +55,7 @@ async def test_a_reminder_comes_once_and_at_its_time(here: JobSet) -> None:
     assert (run.outcome, run.due) == ("delivered", job.next)
     assert here.count("water the plants") == 1
     await here.has_no_timers()
-    assert "delivered" in timers.log_of(here.launcher, job.id)
+    await here.until(lambda: "delivered" in timers.log_of(here.launcher, job.id))
 
 
 async def test_a_reminder_enters_the_history_and_the_next_chat_turn_knows_of_it(here: JobSet) -> None:
@@ -273,3 +273,38 @@ async def test_a_job_that_runs_is_not_triggered_once_more(stages: Stages, tmp_pa
     await here.ended(job.id, within=60)
     await here.call(PauseJob(id=job.id))
     assert await here.known() == set()
+
+
+# ---- what must not be lost or doubled between two processes ----
+
+
+async def test_a_once_job_that_is_run_by_hand_keeps_its_time(here: JobSet) -> None:
+    job = await here.add("both times", 5)
+    await here.call(TriggerJob(id=job.id))
+    await here.ended(job.id)
+    assert (await here.get(job.id)).job.next == job.next
+    await here.gone(job.id)
+    assert here.count("both times") == 2
+    assert [run.due for run in (await here.get(job.id)).runs] == [job.next, 0]
+
+
+async def test_a_run_whose_answer_was_lost_is_not_repeated_when_it_is_asked_for_again(here: JobSet) -> None:
+    job = await here.add("once is enough", HOURLY)
+    for _ in range(2):
+        async with aclosing(here.client.stream(RunJob(id=job.id, start="the-same-start"))) as steps:
+            last = [step async for step in steps][-1]
+        assert not last.failed
+    assert len((await here.get(job.id)).runs) == 1
+    assert here.count("once is enough") == 1
+
+
+async def test_a_time_of_a_calendar_that_kai_job_gave_up_on_is_made_up_for(here: JobSet) -> None:
+    job = await here.add("made up for", {"times": ["03:33"]})
+    here.launcher.kill("kai-scheduler", signal.SIGTERM)
+    await here.launcher.wait_exit("kai-scheduler")
+    database = here.launcher.directory / "state/scheduler/jobs.db"
+    await asyncio.to_thread(_move_due, database, job.id, time.time() - 3600)
+    await here.launcher.restart("kai-scheduler")
+    assert "late: it was due" in await here.delivered("made up for")
+    await here.ended(job.id)
+    assert (await here.get(job.id)).job.next > time.time()
