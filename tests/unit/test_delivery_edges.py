@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -26,7 +26,7 @@ from kai.bot.queue import QueueDesk, _revive
 from kai.bot.tables import InboxRow, OutboxRow, open_tables
 from kai.bot.turn import Turn
 from kai.config import User
-from kai.interfaces import Event, Join, Journal, Queue, Retry, Show, Start, UnknownTurn
+from kai.interfaces import Drop, Event, Join, Journal, Queue, Retry, Show, Start, UnknownTurn
 from kai.lib.store import Store, StoreError
 from kai.lib.varlink import MAX_MESSAGE, InvalidParameter
 
@@ -166,6 +166,19 @@ async def test_what_waits_of_a_user_taken_out_at_a_reload_is_a_dead_letter_and_a
     [notice] = world.sender.rows
     assert notice.user == "ada"
     assert "2 message(s)" in notice.body
+
+
+@pytest.mark.parametrize("users", [(), (User(telegram_id=2002, name="alice"),)])
+async def test_a_reload_ends_the_work_for_a_user_who_is_gone_or_has_another_account(
+    world: World, users: tuple[User, ...]
+) -> None:
+    await world.take(said(1, "one"), said(2, "two"))
+    lane = world.lanes.of("alice")
+    await until_true(lambda: lane.running is not None)
+    work = [task for task in (lane.task, lane.running_task) if task]
+    await world.bury(*users, before={"alice": 1001})
+    assert world.lanes.counts() == (0, 0)
+    await until_true(lambda: all(task.done() for task in work))
 
 
 async def test_a_turn_whose_user_was_taken_out_meanwhile_sends_him_nothing(world: World) -> None:
@@ -312,13 +325,24 @@ async def until(world: World, state: str) -> None:
             await asyncio.sleep(0.01)
 
 
+async def until_true(look: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not look():
+            await asyncio.sleep(0.01)
+
+
 async def test_a_control_row_is_worked_on_once_the_disk_takes_it_again(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (row,) = await world.inbox.receive([said(1, "", "control", refused="too big")], 2)
     monkeypatch.setattr(world.outbox, "reply", failing_once(world.outbox.reply))
-    await Commands(world.lanes).persist(row)
-    await until(world, "refused")
+    spawned: list[Any] = []
+    bot = SimpleNamespace(
+        sender=world.sender, commands=Commands(world.lanes), lanes=world.lanes, _spawn=spawned.append, show=lambda: None
+    )
+    Bot.take(cast(Any, bot), [row])
+    await asyncio.gather(*spawned)
+    assert await world.states() == {1: "refused"}
     assert world.sender.rows
 
 
@@ -396,6 +420,18 @@ async def test_giving_up_a_row_of_another_token_edits_no_message_of_this_bot(wor
     (asked,) = await first.mark(lost, "unknown")
     await first.mark(asked, "sent", message=5)
     assert await world.outbox.drop(lost.id) == []
+    rows = await world.store.read("SELECT bot FROM outbox WHERE edits IS NOT NULL")
+    assert [row["bot"] for row in rows] == [8]
+
+
+async def test_giving_up_a_turn_of_another_token_edits_no_message_of_this_bot(world: World) -> None:
+    inbox, outbox = Inbox(world.store, 8), Outbox(world.store, 8)
+    (row,) = await inbox.receive([said(1, "x", journal=JOURNAL)], 2)
+    question = plain("cut off", [Button("Continue", "continue:8.1")])
+    (asked,) = await outbox.answer(row, "interrupted", [question])
+    await outbox.mark(asked, "sent", message=5)
+    assert (await world.desk().drop(cast(Any, None), Drop(id=f"i{row.id}"))).state == "dropped"
+    assert world.sender.rows == []
     rows = await world.store.read("SELECT bot FROM outbox WHERE edits IS NOT NULL")
     assert [row["bot"] for row in rows] == [8]
 
