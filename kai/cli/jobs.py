@@ -135,7 +135,8 @@ def usd(text: str) -> float:
 def seconds(text: str) -> int:
     """`90`, `90s`, `10min`, `1h 30min`, `1d`."""
     if not _SPAN.fullmatch(text):
-        raise argparse.ArgumentTypeError(f"expected a time span such as 90s or 1h30min, got {printable(text, 40)!r}")
+        expected = f"expected a time span such as 90s, 10min or 1h30min, units {', '.join(UNITS)}"
+        raise argparse.ArgumentTypeError(f"{expected}; got {printable(text, 40)!r}")
     found = re.findall(r"(\d+)\s*([a-z]*)", text)
     return sum(int(count) * UNITS[unit or "s"] for count, unit in found)
 

@@ -129,8 +129,11 @@ class _Connection:
         try:
             await self._dispatch(request, descriptors, too_many=too_many)
         except Fault as fault:
-            if isinstance(fault, PermissionDenied | InvalidParameter):
+            if isinstance(fault, PermissionDenied):
                 logger.warning("refused %s of %s: %s", request.method, self.peer, fault.message)
+            elif isinstance(fault, InvalidParameter):  # its field alone: the journal is no place for people's words
+                field = fault.message.partition(":")[0][:60]
+                logger.warning("refused %s of %s: its %s isn't valid", request.method, self.peer, field)
             await self._refuse(request, fault)
         except ConnectionError:
             raise

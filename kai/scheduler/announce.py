@@ -1,4 +1,4 @@
-"""Tells users what their agents scheduled: an agent job goes on costing money where nobody looks.
+"""Tells users what their agents scheduled or changed: an agent job goes on costing money where nobody looks.
 
 That a user is to be told stands in the job's row, so that it outlives the daemon, and the bot may be down meanwhile.
 """
@@ -53,9 +53,9 @@ class Announcer:
                     if row is None or not row.announce or row.state == "ended":
                         return
                     if await self._delivered(row):
-                        await self.jobs.update(job, announce=False)
-                        return
-                    await asyncio.sleep(delay)
+                        await self.jobs.announced(row)  # then the next look finds nothing, or another change
+                    else:
+                        await asyncio.sleep(delay)
             except StoreError as error:
                 logger.error("job %d is announced after the next start: %s", job, error)
             finally:
@@ -63,7 +63,8 @@ class Announcer:
 
     async def _delivered(self, row: JobRow) -> bool:
         """Whether there is nothing more to try."""
-        call = Deliver(key=f"job:{row.id}:made", user=row.user, text=text(row, time.time()), job=row.id)
+        key = f"job:{row.id}:changed:{row.edits}" if row.edits else f"job:{row.id}:made"
+        call = Deliver(key=key, user=row.user, text=text(row, time.time()), job=row.id)
         try:
             await self.bot.call(call)
         except (InvalidParameter, PermissionDenied, MethodNotFound) as fault:
@@ -85,7 +86,8 @@ def text(row: JobRow, now: float) -> str:
     if len(prompt) > SHOWN_PROMPT:
         prompt = f"{prompt[: SHOWN_PROMPT - 1]}…"
     quoted = "\n".join(f"> {plain(line)}" for line in prompt.splitlines())
-    return f"📅 Your agent scheduled job {row.id}, “{plain(row.name)}”: {plain(what)} ({plain(row.zone)}).\n\n{quoted}"
+    did = "changed" if row.edits else "scheduled"
+    return f"📅 Your agent {did} job {row.id}, “{plain(row.name)}”: {plain(what)} ({plain(row.zone)}).\n\n{quoted}"
 
 
 def plain(words: str) -> str:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from kai.interfaces import RunRecord, Timer
+from kai.interfaces import LISTED_PROMPT, RunRecord, Timer
 from kai.lib.store import Store
 
 State = Literal["active", "paused", "ended"]
@@ -25,6 +25,8 @@ T = TypeVar("T")
 
 KEPT = 7 * 86400
 """Seconds for which what has ended is kept."""
+AT_REST = 4
+"""How many times as many jobs as may be active a user may have in all, and how many ended ones are kept of him."""
 MOST_RUNS = 100
 """Ended runs of one job that are kept."""
 
@@ -56,7 +58,9 @@ CREATE TABLE jobs (
     anchor REAL NOT NULL,                      -- from when an interval counts: made, changed or resumed
     due REAL NOT NULL DEFAULT 0,               -- when it elapses next: systemd's word once the timer is made; 0 never
     fault TEXT NOT NULL DEFAULT '',            -- why there is no timer yet though there should be
-    announce INTEGER NOT NULL DEFAULT 0        -- its user is still to be told that his agent made it
+    announce INTEGER NOT NULL DEFAULT 0,       -- its user is still to be told that his agent made or changed it
+    edits INTEGER NOT NULL DEFAULT 0,          -- changes that he is told of: each has a message of its own
+    stale REAL NOT NULL DEFAULT 0              -- when a timer that it had elapses: systemd may have it still; 0 none
 );
 CREATE INDEX jobs_of_user ON jobs (user, state);
 CREATE INDEX jobs_active ON jobs (id) WHERE state = 'active';
@@ -147,6 +151,8 @@ class JobRow(msgspec.Struct):
     due: float
     fault: str
     announce: bool
+    edits: int
+    stale: float
 
     def timer(self, *, now: float, last: float = 0.0) -> Timer:
         """What kai-timers is to make. `last` is when its last run began: an interval goes on from there."""
@@ -163,13 +169,20 @@ class JobRow(msgspec.Struct):
 
 
 COLUMNS = ", ".join(JobRow.__struct_fields__)
+_LISTED = COLUMNS.replace(
+    "prompt", "CASE WHEN length(prompt) > ? THEN substr(prompt, 1, ?) || '…' ELSE prompt END AS prompt", 1
+)
 _FLAGS = ("auto_remove", "notify_on_check", "announce")
 _TIMER = ("calendar", "every", "schedule_type")
 """A change of one of these is another timer; so is becoming active again."""
 
 
 class TooMany(Exception):
-    """The user has as many active jobs as he may."""
+    """The user has as many jobs as he may: active ones, or with `paused` those and paused ones."""
+
+    def __init__(self, *, paused: bool = False) -> None:
+        super().__init__()
+        self.paused = paused
 
 
 def open_tables(directory: Path) -> Store:
@@ -208,6 +221,8 @@ def update(db: sqlite3.Connection, job: int, **values: Any) -> JobRow | None:
         return before
     if changed.get("state") == "active" or any(name in changed for name in _TIMER):
         changed["revision"] = before.revision + 1
+    if before.state == "active" and before.due and ("revision" in changed or "state" in changed):
+        changed["stale"] = min(before.stale or before.due, before.due)  # until systemd has been told
     if "state" in changed:
         changed["changed"] = now()
     stored = [msgspec.json.encode(value).decode() if isinstance(value, list) else value for value in changed.values()]
@@ -256,8 +271,11 @@ class JobStore:
         """Store a job; on disk when this returns. Raises TooMany when the user has `limit` active ones."""
 
         def work(db: sqlite3.Connection) -> JobRow:
-            if _count_active(db, new.user) >= limit:
+            if _count(db, new.user, "active") >= limit:
                 raise TooMany
+            if _count(db, new.user, "active", "paused") >= AT_REST * limit:
+                raise TooMany(paused=True)
+            _forget_ended(db, new.user, AT_REST * limit)
             time = now()
             values = {
                 **msgspec.structs.asdict(new),
@@ -277,16 +295,22 @@ class JobStore:
     async def get(self, job: int) -> JobRow | None:
         return await self.store.write(lambda db: find(db, job))
 
-    async def listed(self, user: str = "", *, ended: bool = False) -> list[JobRow]:
-        """Jobs of a user, or of all: the next to run first, then those that don't run."""
+    async def ids(self, user: str = "") -> list[int]:
+        """The jobs of a user, or of all, that haven't ended."""
+        of_user, parameters = ("AND user = ?", (user,)) if user else ("", ())
+        query = f"SELECT id FROM jobs WHERE state != 'ended' {of_user} ORDER BY id"
+        return [record["id"] for record in await self.store.read(query, parameters)]
+
+    async def listed(self, user: str = "", *, ended: bool = False, shown: int = LISTED_PROMPT) -> list[JobRow]:
+        """Jobs of a user, or of all: the next to run first, then those that don't. Prompts are cut after `shown`."""
         where, parameters = ["1"], []
         if user:
             where.append("user = ?")
             parameters.append(user)
         if not ended:
             where.append("state != 'ended'")
-        query = f"SELECT {COLUMNS} FROM jobs WHERE {' AND '.join(where)} ORDER BY due = 0, due, id"
-        return [row(record) for record in await self.store.read(query, tuple(parameters))]
+        query = f"SELECT {_LISTED} FROM jobs WHERE {' AND '.join(where)} ORDER BY due = 0, due, id"
+        return [row(record) for record in await self.store.read(query, (shown, shown - 1, *parameters))]
 
     async def active(self) -> list[JobRow]:
         """The jobs that are to have a timer."""
@@ -320,7 +344,7 @@ class JobStore:
         def work(db: sqlite3.Connection, found: JobRow) -> JobRow | None:
             if found.state != "paused":
                 return found
-            if _count_active(db, found.user) >= limit:
+            if _count(db, found.user, "active") >= limit:
                 raise TooMany
             return update(db, job, state="active", note="", failures=0, anchor=now(), **values)
 
@@ -378,8 +402,23 @@ class JobStore:
                 lambda db: db.executemany("UPDATE jobs SET fault = '' WHERE id = ?", [(job,) for job in there])
             )
 
+    async def settled(self, but: Iterable[int]) -> None:
+        """systemd has no timer any more that isn't a job's own, except those of `but`."""
+        left = set(but)
+
+        def work(db: sqlite3.Connection) -> None:
+            found = [job for (job,) in db.execute("SELECT id FROM jobs WHERE stale") if job not in left]
+            db.executemany("UPDATE jobs SET stale = 0 WHERE id = ?", [(job,) for job in found])
+
+        await self.store.write(work)
+
+    async def announced(self, told: JobRow) -> None:
+        """The user knows of this job as it was when he was told."""
+        query = "UPDATE jobs SET announce = 0 WHERE id = ? AND edits = ?"
+        await self.store.write(lambda db: db.execute(query, (told.id, told.edits)))
+
     async def unannounced(self) -> list[JobRow]:
-        """Jobs whose users are still to be told that their agents made them."""
+        """Jobs whose users are still to be told that their agents made or changed them."""
         query = f"SELECT {COLUMNS} FROM jobs WHERE announce AND state != 'ended' ORDER BY id"
         return [row(record) for record in await self.store.read(query)]
 
@@ -434,9 +473,19 @@ def _record(found: sqlite3.Row) -> RunRecord:
     )
 
 
-def _count_active(db: sqlite3.Connection, user: str) -> int:
-    (count,) = db.execute("SELECT count(*) FROM jobs WHERE user = ? AND state = 'active'", (user,)).fetchone()
+def _count(db: sqlite3.Connection, user: str, *states: State) -> int:
+    marks = ", ".join("?" * len(states))
+    query = f"SELECT count(*) FROM jobs WHERE user = ? AND state IN ({marks})"
+    (count,) = db.execute(query, (user, *states)).fetchone()
     return int(count)
+
+
+def _forget_ended(db: sqlite3.Connection, user: str, kept: int) -> None:
+    """Whoever makes jobs without end that end soon fills no disk."""
+    over = "SELECT id FROM jobs WHERE user = ? AND state = 'ended' AND id NOT IN (SELECT job FROM runs WHERE "
+    over += "state != 'ended') ORDER BY changed DESC, id DESC LIMIT -1 OFFSET ?"
+    db.execute(f"DELETE FROM runs WHERE job IN ({over})", (user, kept))
+    db.execute(f"DELETE FROM jobs WHERE id IN ({over})", (user, kept))
 
 
 def _found(job: JobRow | None) -> JobRow:

@@ -7,6 +7,9 @@ goes to kai-bot, an agent's job to the user's supervisor. No network, no secret.
 
 from __future__ import annotations
 
+import asyncio
+import logging
+
 from kai.config import ConfigError, load
 from kai.interfaces import Reconcile, RunJob
 from kai.lib import daemon, varlink
@@ -24,6 +27,9 @@ from kai.scheduler.service import Service
 
 IDLE = 10.0
 """Seconds without connection, run, note or retry until it leaves (trigger limits: facts §5)."""
+OPENING = 30.0
+"""Seconds that the timers may take until it counts as started: systemd waits for no longer than 90 s, calls go on."""
+logger = logging.getLogger(__name__)
 METHODS = [method for name, method in varlink.METHODS.items() if name.startswith("kai.Scheduler.")]
 
 
@@ -39,9 +45,12 @@ async def serve(d: Daemon) -> None:
         await misconfigured(d, "scheduler", peers, METHODS, str(error))
         return
     Server(d, "scheduler", peers, scheduler.handlers())
-    await scheduler.open()
+    opening, stopping = asyncio.create_task(scheduler.open()), asyncio.create_task(d.stopping.wait())
+    await asyncio.wait({opening, stopping}, timeout=OPENING, return_when=asyncio.FIRST_COMPLETED)
     d.ready("idle")
     await d.until_done(idle_after=IDLE)
+    opening.cancel()
+    stopping.cancel()
     await scheduler.close()
 
 
@@ -65,7 +74,10 @@ class Scheduler:
         """What is to be done after every start: the timers first, then what was left undone."""
         with self.d.busy():
             await self.reconciler.changed()
-            await self.service.open()
+            try:
+                await self.service.open()
+            except StoreError as error:
+                logger.error("what was left undone goes on after the next start: %s", error)
             self.notes.wake()
 
     def reload(self) -> None:

@@ -19,44 +19,56 @@ from kai.lib.store import StoreError
 from kai.lib.varlink import Busy, Fault, Misconfigured, Unavailable
 from kai.scheduler.runs import Note, RunStore
 
+AT_ONCE = 20
+"""Notes that are in memory at a time."""
 PATIENCE = 120.0
 """Seconds for which one note is tried at a time."""
 logger = logging.getLogger(__name__)
 
 
 class Notes:
-    """One task at a time tells all that there is; the daemon doesn't leave before."""
+    """One task for each user who is to be told something; the daemon doesn't leave before they are done."""
 
     def __init__(self, daemon: Daemon, config: Callable[[], Config], runs: RunStore) -> None:
         self.daemon, self.config, self.runs = daemon, config, runs
-        self.task: asyncio.Task[None] | None = None
+        self.tasks: dict[str, asyncio.Task[None]] = {}
+        self.looking: asyncio.Task[None] | None = None
         self.more = asyncio.Event()
 
     def wake(self) -> None:
         """There may be something to tell; returns at once."""
         self.more.set()
-        if self.task is None or self.task.done():
-            self.task = asyncio.create_task(self._tell_all())
+        if self.looking is None or self.looking.done():
+            self.looking = asyncio.create_task(self._look())
 
     def close(self) -> None:
-        if self.task:
-            self.task.cancel()
+        for task in (*self.tasks.values(), *([self.looking] if self.looking else [])):
+            task.cancel()
 
-    async def _tell_all(self) -> None:
-        given_up: set[str] = set()
+    async def _look(self) -> None:
         with self.daemon.busy():
             try:
                 while self.more.is_set():
                     self.more.clear()
-                    for note in await self.runs.notes():
-                        if note.user in given_up:
-                            continue
-                        if await self._tell(note):
-                            await self.runs.noted(note.turn)
-                        else:
-                            given_up.add(note.user)
+                    for user in await self.runs.unnoted():
+                        if user not in self.tasks:
+                            self.tasks[user] = asyncio.create_task(self._tell_all(user))
             except StoreError as error:
                 logger.error("notes for supervisors are told after the next start: %s", error)
+
+    async def _tell_all(self, user: str) -> None:
+        """Tell one supervisor all that there is: others don't wait for one that is busy."""
+        with self.daemon.busy():
+            try:
+                while notes := await self.runs.notes(user, AT_ONCE):
+                    for note in notes:
+                        if not await self._tell(note):
+                            return
+                        await self.runs.noted(note.turn)
+            except StoreError as error:
+                logger.error("notes for supervisors are told after the next start: %s", error)
+            finally:
+                del self.tasks[user]
 
     async def _tell(self, note: Note) -> bool:
         """False when it is to be tried another time."""

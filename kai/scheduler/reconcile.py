@@ -21,7 +21,6 @@ from kai.interfaces import (
     SetTimers,
     StartJobs,
     Timer,
-    TimerFault,
     TimerList,
 )
 from kai.interfaces import Reconcile as ReconcileCall
@@ -59,7 +58,7 @@ class Reconciler:
         self.again: asyncio.Task[None] | None = None
         self.tasks: set[asyncio.Task[None]] = set()
         self.unmade: set[int] = set()
-        runner.settled = self._settled
+        runner.settled, runner.elapsed = self._settled, self._elapsed
 
     # ---- what the service asks ----
 
@@ -78,12 +77,14 @@ class Reconciler:
 
     async def start(self, job: int) -> None:
         """Start kai-job@ID now. Raises Busy and Unavailable."""
+        self.runner.asked.add(job)
         try:
             await self.timers.call(StartJobs(jobs=[job]), timeout=SECONDS)
-        except Busy:
-            raise
-        except Fault as fault:
-            raise Unavailable(str(fault)) from None
+        except (Unavailable, Fault) as error:
+            self.runner.asked.discard(job)
+            if isinstance(error, Unavailable | Busy):
+                raise
+            raise Unavailable(str(error)) from None
 
     async def removed(self, job: JobRow) -> None:
         """Its timer goes at once, its session when its supervisor can be reached."""
@@ -132,7 +133,7 @@ class Reconciler:
         return have, {job.id: job for job in jobs if job.schedule_type != "once" or job.due > time}
 
     async def _reconcile(self) -> dict[int, str]:
-        """Returns the faults of jobs that systemd made no timer for."""
+        """Returns why a job's timer is not as it should be; 0 is for timers that are no job's."""
         have, wanted = await self._look()
         there = {timer.job: timer.revision for timer in have.timers}
         over = [job for job in there if job not in wanted]
@@ -143,11 +144,18 @@ class Reconciler:
             logger.info("%s", line)
         if len(found) > MOST_LINES:
             logger.info("and %d more timers", len(found) - MOST_LINES)
-        if over or have.strangers:
-            call = RemoveTimers(jobs=over, forget=True, strangers=bool(have.strangers))
-            if (await self.timers.call(call, timeout=SECONDS)).faults:
-                self._try_again()
-        faults = await self._make(missing)
+        faults: dict[int, str] = {}
+        strangers = bool(have.strangers)
+        while over or strangers:
+            batch, over = over[:BATCH], over[BATCH:]
+            call = RemoveTimers(jobs=batch, forget=True, strangers=strangers)
+            answer = await self.timers.call(call, timeout=SECONDS)
+            faults |= {fault.job: fault.error for fault in answer.faults}
+            strangers = False
+        faults |= await self._make(missing)
+        if any(_may_pass(fault) for fault in faults.values()):
+            self._try_again()
+        await self.jobs.settled(faults)
         await self._start_missed()
         return faults
 
@@ -169,8 +177,6 @@ class Reconciler:
         due = {timer.job: timer.next for timer in answer.timers if timer.next}
         await self.jobs.told(due, faults, {timer.job: timer.revision for timer in timers})
         self.unmade |= {job for job, next_ in due.items() if next_ > now() and job in self.runner.missed}
-        if any(_may_pass(fault) for fault in answer.faults):
-            self._try_again()
         return faults
 
     async def _start_missed(self) -> None:
@@ -185,7 +191,9 @@ class Reconciler:
         waiting = sorted(job for job in jobs if not self.runner.running(job))
         if waiting:
             logger.info("starts what was missed or cut off: %s", ", ".join(map(str, waiting[:20])))
-            await self.timers.call(StartJobs(jobs=waiting), timeout=SECONDS)
+        self.runner.asked.update(waiting)
+        for start in range(0, len(waiting), BATCH):
+            await self.timers.call(StartJobs(jobs=waiting[start : start + BATCH]), timeout=SECONDS)
         self.unmade.clear()
 
     async def _note_faults(self, jobs: set[int], error: str) -> None:
@@ -208,8 +216,17 @@ class Reconciler:
                 except (Unavailable, Fault, StoreError) as error:
                     logger.warning("the timers are not what they should be yet: %s", error)
                 else:
-                    if not any(_may_pass(TimerFault(job, fault)) for job, fault in faults.items()):
+                    if not any(_may_pass(fault) for fault in faults.values()):
                         return
+
+    async def _elapsed(self, job: JobRow) -> bool:
+        """Whether the timer of a once-job has elapsed, whatever the clock says now: then it isn't there any more."""
+        try:
+            have = await self.timers.call(ListTimers(), timeout=SECONDS)
+        except (Unavailable, Fault) as error:
+            logger.warning("job %d: whether its timer has elapsed isn't known: %s", job.id, error)
+            return False
+        return not job.fault and all(timer.job != job.id for timer in have.timers)
 
     async def _settled(self, job: int) -> None:
         await self.changed()
@@ -241,9 +258,9 @@ class Reconciler:
         task.add_done_callback(self.tasks.discard)
 
 
-def _may_pass(fault: TimerFault) -> bool:
+def _may_pass(fault: str) -> bool:
     """Whether another try may help: systemd takes what it calls invalid at no time."""
-    return not fault.error.startswith("InvalidArgs")
+    return not fault.startswith("InvalidArgs")
 
 
 def _differences(have: TimerList, wanted: dict[int, JobRow]) -> list[str]:

@@ -33,7 +33,8 @@ logger = logging.getLogger(__name__)
 
 
 class Runner:
-    """`settled` is awaited when a run has ended its job, paused it, or met one that isn't there."""
+    """`settled` is awaited when a run has ended its job, paused it, or met one that isn't there. `elapsed` says whether
+    the timer of a once-job has elapsed. `asked` are the jobs that somebody has asked to have run now."""
 
     def __init__(
         self,
@@ -49,8 +50,10 @@ class Runner:
         self.bot = Client(daemon.runtime_dir / "bot.sock")
         self.active: dict[int, asyncio.Task[RunStep]] = {}
         self.missed: dict[int, float] = {}
+        self.asked: set[int] = set()
         self.places: dict[str, tuple[int, asyncio.Semaphore]] = {}
         self.settled: Callable[[int], Awaitable[None]] | None = None
+        self.elapsed: Callable[[JobRow], Awaitable[bool]] | None = None
         self.since = now()
 
     def running(self, job: int) -> bool:
@@ -69,9 +72,13 @@ class Runner:
             await self._settle(call.id)
             gone = "has ended" if row else "isn't there"
             return RunStep(line=f"job {call.id} {gone}", failed=True)
+        asked = call.id in self.asked
+        self.asked.discard(call.id)
+        if call.id not in self.active and not asked and 0 < row.stale <= now() + EARLY:
+            return RunStep(line=f"job {call.id} has another timer now, or none; `kai jobs run` runs it all the same")
         if call.id not in self.active:
             self.daemon.hold()
-            self.active[call.id] = task = asyncio.create_task(self._work(row, call.start))
+            self.active[call.id] = task = asyncio.create_task(self._work(row, call.start, asked=asked))
             task.add_done_callback(lambda task: self._done(call.id, task))
         task = self.active[call.id]
         try:
@@ -92,12 +99,15 @@ class Runner:
             task.cancel()
         await asyncio.gather(*self.active.values(), return_exceptions=True)
 
-    async def _work(self, row: JobRow, start: str) -> RunStep:
+    async def _work(self, row: JobRow, start: str, *, asked: bool) -> RunStep:
         if self.config().user(row.user) is None:
             return RunStep(line=f"there is no user {row.user} any more", failed=True)
         due = self.missed.pop(row.id, row.due)
         early = max(EARLY, row.every / 2)  # systemd counts an interval from the start of kai-job@, `due` from its run
-        run = await self.runs.begin(row, due if 0 < due <= time.time() + early else 0.0, start)
+        timed = 0 < due <= now() + early
+        if row.schedule_type == "once" and row.state == "active" and not timed and not asked and self.elapsed:
+            timed = await self.elapsed(row)  # the clock was set back between the elapse and this
+        run = await self.runs.begin(row, due if timed else 0.0, start)
         if run is None:
             return RunStep(line=f"job {row.id} isn't there any more", failed=True)
         with log.fields(KAI_USER=row.user, KAI_TURN=run.turn):
@@ -142,15 +152,18 @@ class Runner:
         row = await self.jobs.get(before.id)
         if row is None:
             return RunStep(line="the job was removed meanwhile", failed=True)
+        # Before systemd is asked for the next time: somebody waits.
+        refused = "" if run.error or not run.text else await self._deliver(row, run)
         due = await self._next(row, run)
         once = row.schedule_type == "once" and (run.due > 0 or 0 < row.due <= now())  # its timer is used up
-        over = once or run.verdict == "met" or (row.schedule_type == "calendar" and row.state == "active" and not due)
+        last = row.schedule_type == "calendar" and row.state == "active" and due == 0
+        over = row.revision == run.revision and (once or last or run.verdict == "met")
         if run.error:
-            run.text = texts.failure(row, run, run.error, due=due, over=over, now=time.time())
-        refused = await self._deliver(row, run) if run.text else ""
+            run.text = texts.failure(row, run, run.error, due=due or 0.0, over=over, now=time.time())
+            await self._deliver(row, run)
         run.error = run.error or refused
         outcome: Outcome = "failed" if run.error else "delivered" if run.text else "quiet"
-        after = await self.runs.end(run, outcome, due=due, over=over, what=texts.called(row))
+        after = await self.runs.end(run, outcome, due=due or 0.0, over=over, what=texts.called(row))
         self.notes.wake()
         if after is None or after.state != "active":
             await self._settle(row.id)
@@ -176,8 +189,8 @@ class Runner:
                 break
         return ""
 
-    async def _next(self, row: JobRow, run: Run) -> float:
-        """When the job elapses next, in seconds since the epoch; 0 for never.
+    async def _next(self, row: JobRow, run: Run) -> float | None:
+        """When the job elapses next, in seconds since the epoch; 0 for never, None where that can't be told.
 
         A time that passed during a run which a timer began is the next one: systemd makes up for it at once (measured).
         One that passed during a run which a hand began is taken by that run.
@@ -195,7 +208,7 @@ class Runner:
             found = await self.calendar.elapses(row.calendar, after=after)
         except (BadExpression, Unusable) as error:
             logger.warning("job %d: when it runs next isn't known: %s", row.id, error)
-            return time + EARLY  # a time: it must not be taken for its last run
+            return None
         return min((elapse.times[0] for elapse in found if elapse.times), default=0.0)
 
     async def _settle(self, job: int) -> None:

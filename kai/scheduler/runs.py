@@ -19,6 +19,8 @@ from kai.scheduler.jobs import JobRow, now
 
 MOST_FAILURES = 5
 """In a row; then the job is paused."""
+MOST_NOTES, LONGEST_NOTE = 1000, 65536
+"""What a supervisor that is away for long is told when it comes back: so many, of so many characters."""
 Outcome = Literal["delivered", "quiet", "failed"]
 
 
@@ -147,8 +149,10 @@ class RunStore:
             if run.text:
                 db.execute(
                     f"INSERT OR IGNORE INTO notes ({_NOTE}) VALUES (?, ?, ?, ?, ?)",
-                    (run.turn, row.user, what, run.text, time),
+                    (run.turn, row.user, what, run.text[:LONGEST_NOTE], time),
                 )
+                old = "SELECT turn FROM notes WHERE user = ? ORDER BY at DESC, turn LIMIT -1 OFFSET ?"
+                db.execute(f"DELETE FROM notes WHERE turn IN ({old})", (row.user, MOST_NOTES))
             failures = jobs.failed(db, run.job) if outcome == "failed" else 0
             if outcome != "failed":
                 jobs.succeeded(db, run.job)
@@ -164,9 +168,14 @@ class RunStore:
 
     # ---- notes ----
 
-    async def notes(self) -> list[Note]:
-        """What supervisors are still to be told, the oldest first."""
-        return [Note(**dict(found)) for found in await self.store.read(f"SELECT {_NOTE} FROM notes ORDER BY at")]
+    async def unnoted(self) -> list[str]:
+        """The users whose supervisors are still to be told something."""
+        return [found["user"] for found in await self.store.read("SELECT DISTINCT user FROM notes")]
+
+    async def notes(self, user: str, most: int) -> list[Note]:
+        """What a supervisor is still to be told, the oldest first."""
+        query = f"SELECT {_NOTE} FROM notes WHERE user = ? ORDER BY at, turn LIMIT ?"
+        return [Note(**dict(found)) for found in await self.store.read(query, (user, most))]
 
     async def noted(self, turn: str) -> None:
         await self.store.write(lambda db: db.execute("DELETE FROM notes WHERE turn = ?", (turn,)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, Protocol, TypeVar, cast
@@ -18,7 +19,6 @@ import msgspec
 
 from kai.config import Config, User
 from kai.interfaces import (
-    LISTED_PROMPT,
     Add,
     EditJob,
     GetJob,
@@ -45,13 +45,15 @@ from kai.lib.varlink import MAX_MESSAGE, Busy, Empty, InvalidParameter, Permissi
 from kai.scheduler import fields
 from kai.scheduler.announce import Announcer
 from kai.scheduler.calendar import BadExpression, Calendar, Unusable
-from kai.scheduler.jobs import JobRow, JobStore, NewJob, ScheduleType, TooMany
+from kai.scheduler.jobs import AT_REST, JobRow, JobStore, NewJob, ScheduleType, TooMany
 from kai.scheduler.schedule import next_times, parse, plan, zone_of
 
 REFUSED = "InvalidArgs"
 """What a fault begins with that no repetition mends: systemd doesn't take the timer."""
 LARGEST_ID = (1 << 53) - 1
 MOST_PREVIEWED = 20
+MOST_ASKED = 4
+"""Previews of one user that are worked on at a time: each is a process of systemd's."""
 SHOWN_TIMES, SHOWN_RUNS = 5, 10
 ROOM = MAX_MESSAGE - 4096
 """Bytes of a list's jobs."""
@@ -98,6 +100,8 @@ class Service:
         self.announcer = Announcer(daemon, jobs)
         self._locks: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._planning: dict[str, bool] = {}
+        self._asked: Counter[str] = Counter()
 
     def handlers(self) -> Handlers:
         return {
@@ -127,8 +131,12 @@ class Service:
     def replan(self, user: str = "") -> None:
         """Begin to plan jobs anew whose zone is another one now, or whose last planning is long ago; returns at once.
 
-        What is interrupted goes on after the next start.
+        What is interrupted goes on after the next start. Asked for while it is done, it is done once more.
         """
+        if user in self._planning:
+            self._planning[user] = True
+            return
+        self._planning[user] = False
         task = asyncio.create_task(self._replan(user))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -136,18 +144,26 @@ class Service:
     async def _replan(self, user: str) -> None:
         with self.daemon.busy():
             try:
-                rows = await self.jobs.listed(user)
-                changed: list[int] = []
-                try:
-                    for row in rows:
-                        if await self._planned_anew(row.id):
-                            changed.append(row.id)
-                finally:  # what is planned anew gets its timer, though another one can't be planned now
-                    if changed:
-                        logger.info("%d jobs were planned anew", len(changed))
-                        await self.reconciler.changed(changed)
+                again = True
+                while again:
+                    self._planning[user] = False
+                    await self._replan_all(await self.jobs.ids(user))
+                    again = self._planning[user]
             except (StoreError, Busy) as error:
                 logger.error("not all jobs are planned anew before the next start: %s", error)
+            finally:
+                del self._planning[user]
+
+    async def _replan_all(self, jobs: list[int]) -> None:
+        changed: list[int] = []
+        try:
+            for job in jobs:
+                if await self._planned_anew(job):
+                    changed.append(job)
+        finally:  # what is planned anew gets its timer, though another one can't be planned now
+            if changed:
+                logger.info("%d jobs were planned anew", len(changed))
+                await self.reconciler.changed(changed)
 
     async def _planned_anew(self, job: int) -> bool:
         """Whether it has another timer now. A once-job keeps its moment: where it is told from is all that changes."""
@@ -193,8 +209,7 @@ class Service:
         zone, now = own or await self._zone(person), time.time()
         schedule = parse(call.schedule_type, call.schedule_data, zone, now)
         planned = await plan(schedule, zone, now, self.calendar)
-        # Root is the operator, and nobody's agent; in the one-uid mode every caller is the operator too.
-        announce = kind == "agent" and SUPERVISOR in peer.roles and OPERATOR not in peer.roles
+        announce = kind == "agent" and _is_agents(peer)
         new = NewJob(
             user=user, job_type=kind, prompt=prompt, schedule_type=cast(ScheduleType, call.schedule_type),
             schedule_data=planned.data, timezone=own, zone=zone, calendar=planned.calendar, every=planned.every,
@@ -202,8 +217,8 @@ class Service:
         )  # fmt: skip
         try:
             row = await self.jobs.add(new, limit=self._limit)
-        except TooMany:
-            raise self._too_many(user) from None
+        except TooMany as most:
+            raise self._too_many(user, most) from None
         except StoreError as error:
             raise Busy(str(error)) from None
         fault = (await self.reconciler.changed([row.id])).get(row.id, "")
@@ -224,12 +239,10 @@ class Service:
         room = ROOM
         for row in rows:
             job = self._job(row, last.get(row.id))
-            if len(job.prompt) > LISTED_PROMPT:
-                job.prompt = f"{job.prompt[: LISTED_PROMPT - 1]}…"
-            room -= len(msgspec.json.encode(job)) + 1
-            if room < 0:
-                break
-            found.append(job)
+            size = len(msgspec.json.encode(job)) + 1
+            if size <= room:  # one that is too big hides no other
+                room -= size
+                found.append(job)
         return Jobs(jobs=found, more=len(rows) - len(found))
 
     async def get(self, peer: Peer, call: GetJob) -> JobDetails:
@@ -244,12 +257,17 @@ class Service:
                 raise InvalidParameter(f"id: job {before.id} has ended, expected one that hasn't: make a new one")
             values = self._edited(before, call)
             values |= await self._rescheduled(before, call)
+            announce = _is_agents(peer) and _costs_otherwise(before, values)
+            if announce:
+                values |= {"announce": True, "edits": before.edits + 1}
             row = await self._stored(self.jobs.edit(before.id, **values))
             if row is None:
                 raise self._none(call.id)
             fault = ""
             if row.revision != before.revision and row.state == "active":
                 fault = await self._timed(before, row)
+        if announce:
+            self.announcer.put(row)
         logger.info("job %d of %s was changed by %s", row.id, row.user, peer)
         return await self._shown(row.id, fault)
 
@@ -307,7 +325,13 @@ class Service:
             zone = await self._zone(self._person(user)) if user else self._default_zone()
         now = time.time()
         schedule = parse(call.schedule_type, call.schedule_data, zone, now)
-        planned = await plan(schedule, zone, now, self.calendar, count=call.count)
+        if self._asked[user] >= MOST_ASKED:
+            raise Busy(f"{MOST_ASKED} previews are being worked on: ask again when they are done")
+        self._asked[user] += 1
+        try:
+            planned = await plan(schedule, zone, now, self.calendar, count=call.count)
+        finally:
+            self._asked[user] -= 1
         return Times(times=planned.times, timezone=zone, calendar=planned.read)
 
     async def set_timezone(self, peer: Peer, call: SetTimezone) -> Empty:
@@ -366,7 +390,12 @@ class Service:
     def _limit(self) -> int:
         return self.config().kai.jobs.limit
 
-    def _too_many(self, user: str) -> InvalidParameter:
+    def _too_many(self, user: str, most: TooMany) -> InvalidParameter:
+        if most.paused:
+            return InvalidParameter(
+                f"user: {user} has {AT_REST * self._limit} active and paused jobs, {AT_REST} times as many as "
+                "jobs.limit in kai.yaml allows active ones: remove some"
+            )
         return InvalidParameter(
             f"user: {user} has {self._limit} active jobs, as many as jobs.limit in kai.yaml allows: remove or pause one"
         )
@@ -452,8 +481,8 @@ class Service:
         values = {"zone": zone, "calendar": planned.calendar, "planned": now, "due": planned.times[0]}
         try:
             await self._stored(self.jobs.resume(row.id, limit=self._limit, **values))
-        except TooMany:
-            raise self._too_many(row.user) from None
+        except TooMany as most:
+            raise self._too_many(row.user, most) from None
         return (await self.reconciler.changed([row.id])).get(row.id, "")
 
     async def _times(self, row: JobRow) -> list[float]:
@@ -493,6 +522,18 @@ class Service:
             workspace=row.workspace, model=row.model, budget_usd=row.budget_usd, next=row.due, failures=row.failures,
             running=self.reconciler.running(row.id), note=note, last=last,
         )  # fmt: skip
+
+
+def _is_agents(peer: Peer) -> bool:
+    """Whether an agent asks. Root is the operator, and nobody's agent; in the one-uid mode every caller is that too."""
+    return SUPERVISOR in peer.roles and OPERATOR not in peer.roles
+
+
+def _costs_otherwise(before: JobRow, values: dict[str, Any]) -> bool:
+    """Whether a change makes an agent job another one than its user was told of."""
+    told = ("job_type", "prompt", "workspace", "model", "budget_usd", "schedule_type", "schedule_data")
+    changed = any(name in values and values[name] != getattr(before, name) for name in told)
+    return changed and values["job_type"] == "agent"
 
 
 def _who(peer: Peer) -> str:

@@ -48,6 +48,8 @@ MOST = 1 << 53
 """The greatest job or revision: every JSON reader knows it exactly."""
 LONGEST = 366 * 86400
 """Seconds between two runs."""
+MOST_AT_ONCE = 1000
+"""Timers or jobs of one call."""
 MOST_CALENDARS = 64
 """Expressions of one timer: 24 times of a day, and the hours that a change of the clocks leaves out."""
 CALENDAR = re.compile(r"[A-Za-z0-9*.,:/~@+_ -]{1,256}")
@@ -156,6 +158,8 @@ class Timers:
         return TimerList(timers=made, strangers=[log.printable(name, 100) for name in strangers])
 
     async def set_timers(self, peer: Peer, call: SetTimers) -> TimersSet:
+        if len(call.timers) > MOST_AT_ONCE:
+            raise InvalidParameter(f"timers: expected at most {MOST_AT_ONCE}, got {len(call.timers)}")
         if len({timer.job for timer in call.timers}) < len(call.timers):
             raise InvalidParameter("timers: a job has more than one")
         answer = TimersSet(timers=[], faults=[])
@@ -267,6 +271,8 @@ class Timers:
 def _numbers(jobs: Iterable[int]) -> list[int]:
     """Each once. Raises InvalidParameter for what can't be a job."""
     found = list(dict.fromkeys(jobs))
+    if len(found) > MOST_AT_ONCE:
+        raise InvalidParameter(f"jobs: expected at most {MOST_AT_ONCE}, got {len(found)}")
     if not all(0 < job < MOST for job in found):
         raise InvalidParameter(f"jobs: expected numbers from 1 to {MOST - 1}")
     return found

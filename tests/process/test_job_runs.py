@@ -14,12 +14,22 @@ from typing import Any
 
 import pytest
 
-from kai.interfaces import ListJobs, PauseJob, RemoveJob, ResumeJob, RunJob, StartJobs, TriggerJob
+from kai.interfaces import (
+    EditJob,
+    ListJobs,
+    PauseJob,
+    RemoveJob,
+    RemoveTimers,
+    ResumeJob,
+    RunJob,
+    StartJobs,
+    TriggerJob,
+)
 from kai.lib.varlink import Busy
 
 from . import timers
 from .conftest import ALICE, BOB, Stage, Stages
-from .jobset import JobSet
+from .jobset import JobSet, at
 
 HOURLY = {"seconds": 3600}
 
@@ -284,7 +294,7 @@ async def test_a_once_job_that_is_run_by_hand_keeps_its_time(here: JobSet) -> No
     await here.ended(job.id)
     assert (await here.get(job.id)).job.next == job.next
     await here.gone(job.id)
-    assert here.count("both times") == 2
+    await here.until(lambda: here.count("both times") == 2)
     assert [run.due for run in (await here.get(job.id)).runs] == [job.next, 0]
 
 
@@ -295,6 +305,7 @@ async def test_a_run_whose_answer_was_lost_is_not_repeated_when_it_is_asked_for_
             last = [step async for step in steps][-1]
         assert not last.failed
     assert len((await here.get(job.id)).runs) == 1
+    await here.delivered("once is enough")
     assert here.count("once is enough") == 1
 
 
@@ -308,3 +319,48 @@ async def test_a_time_of_a_calendar_that_kai_job_gave_up_on_is_made_up_for(here:
     assert "late: it was due" in await here.delivered("made up for")
     await here.ended(job.id)
     assert (await here.get(job.id)).job.next > time.time()
+
+
+# ---- what an old timer must not start ----
+
+
+async def test_a_job_paused_while_systemd_cant_be_asked_does_not_run_from_its_old_timer(here: JobSet) -> None:
+    job = await here.add("not now", 3)
+    (timers.directory(here.launcher) / "unreachable").touch()
+    await here.call(PauseJob(id=job.id))
+    await here.until(lambda: any(one.ended for one in here.starts(job.id)))
+    assert "has another timer now, or none" in timers.log_of(here.launcher, job.id)
+    assert [one.status for one in here.starts(job.id)] == [0]
+    assert (await here.get(job.id)).runs == []
+    assert here.count("not now") == 0
+
+
+async def test_a_job_moved_while_systemd_cant_be_asked_runs_at_its_new_time_alone(here: JobSet) -> None:
+    job = await here.add("later", 3)
+    unreachable = timers.directory(here.launcher) / "unreachable"
+    unreachable.touch()
+    moved = await here.call(EditJob(id=job.id, schedule_type="once", schedule_data=json.dumps({"run_at": at(8)})))
+    await here.until(lambda: any(one.ended for one in here.starts(job.id)))
+    assert (await here.get(job.id)).runs == []
+    unreachable.unlink()
+    await here.delivered("later")
+    [run] = await here.ended(job.id)
+    assert run.due == moved.next
+    assert here.count("later") == 1
+
+
+async def test_once_systemd_has_been_told_a_start_by_hand_runs_a_paused_job(here: JobSet) -> None:
+    job = await here.add("by hand", HOURLY)
+    await here.call(PauseJob(id=job.id))
+    await start(here, job.id)
+    await here.delivered("by hand")
+
+
+async def test_a_once_job_whose_timer_elapsed_before_the_clock_was_set_back_runs_once(here: JobSet) -> None:
+    job = await here.add("one time", 60)
+    await here.timers.call(RemoveTimers(jobs=[job.id]))  # as after its elapse
+    async with aclosing(here.client.stream(RunJob(id=job.id, start="its timer"))) as steps:
+        assert not [step async for step in steps][-1].failed
+    await here.gone(job.id)
+    assert [run.due for run in (await here.get(job.id)).runs] == [job.next]
+    await here.has_no_timers()

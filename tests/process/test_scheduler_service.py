@@ -29,11 +29,13 @@ from kai.interfaces import (
     RemoveJob,
     ResumeJob,
     SetTimezone,
+    Times,
     TriggerJob,
 )
+from kai.lib.client import Client
 from kai.lib.peers import BOT, GITHUB, OPERATOR, PROXY, SCHEDULER, SUPERVISOR, Peer
 from kai.lib.varlink import MAX_MESSAGE, Busy, Call, InvalidParameter, PermissionDenied, Unavailable
-from kai.scheduler.jobs import JobRow
+from kai.scheduler.jobs import AT_REST, JobRow
 from kai.scheduler.service import PLAN_AGE
 from tests.process.schedulerbench import ALICE, BOB, DAILY, ROOT, THE_BOT, Bench, local, once
 
@@ -552,3 +554,92 @@ async def test_what_the_bot_refuses_is_not_tried_for_ever(bench: Bench) -> None:
     await bench.add(job_type="agent")
     await bench.wait(lambda: not bench.service.announcer.tasks)
     assert await bench.jobs.unannounced() == []
+
+
+async def test_what_the_agent_makes_of_a_job_later_is_told_to_its_user_too(bench: Bench) -> None:
+    bench.bot()
+    job = (await bench.add(prompt="drink water")).id
+    await bench.say(ALICE, EditJob(id=job, job_type="agent"))
+    await bench.wait(lambda: len(bench.delivered) == 1)
+    await bench.say(ALICE, EditJob(id=job, name="a better name"))
+    await bench.say(ALICE, EditJob(id=job, prompt="delete everything"))
+    await bench.wait(lambda: len(bench.delivered) == 2)
+    await bench.say(ROOT, EditJob(id=job, prompt="delete nothing", user="alice"))
+    await bench.wait(lambda: not bench.service.announcer.tasks)
+    first, second = bench.delivered.values()
+    assert f"Your agent changed job {job}" in first.text
+    assert "> drink water" in first.text
+    assert "> delete everything" in second.text
+    assert await bench.jobs.unannounced() == []
+
+
+async def test_changes_that_come_while_the_bot_is_down_are_told_as_what_they_led_to(bench: Bench) -> None:
+    job = (await bench.add(job_type="agent", prompt="one")).id
+    for prompt in ("two", "three"):
+        await bench.say(ALICE, EditJob(id=job, prompt=prompt))
+    bench.bot()
+    await bench.wait(lambda: not bench.service.announcer.tasks)
+    assert ["> three" in call.text for call in bench.delivered.values()] == [True]
+
+
+async def test_paused_jobs_count_too_and_of_the_ended_ones_the_last_are_kept(bench: Bench) -> None:
+    limit = bench.config.kai.jobs.limit
+    jobs = [(await bench.add()).id]
+    for _ in range(AT_REST * limit - 1):
+        await bench.say(ALICE, PauseJob(id=jobs[-1]))
+        jobs.append((await bench.add()).id)
+    await bench.say(ALICE, PauseJob(id=jobs[-1]))
+    with pytest.raises(InvalidParameter, match=f"user: alice has {AT_REST * limit} active and paused jobs"):
+        await bench.add()
+    for job in jobs:
+        await bench.jobs.update(job, state="ended")
+    kept = (await bench.add()).id
+    await bench.jobs.update(kept, state="ended")
+    last = (await bench.add()).id
+    ended = [row.id for row in await bench.jobs.listed("alice", ended=True) if row.state == "ended"]
+    assert sorted(ended) == [*jobs[1:], kept]
+    assert (await bench.row(last)).state == "active"
+
+
+async def test_a_job_too_big_for_a_list_hides_no_other(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    big = (await bench.add(name="n" * 100, prompt="p" * 1000)).id
+    small = (await bench.add(name="s", prompt="s")).id
+    monkeypatch.setattr("kai.scheduler.service.ROOM", 500)
+    found = await bench.say(ALICE, ListJobs())
+    assert [job.id for job in found.jobs] == [small]
+    assert found.more == 1
+    assert big
+
+
+async def test_a_user_who_asks_for_many_previews_at_once_is_told_to_wait(bench: Bench) -> None:
+    asked = [Client(bench.directory / "scheduler.sock").call(PreviewJob(**DAILY, user="alice")) for _ in range(30)]
+    found = await asyncio.gather(*asked, return_exceptions=True)
+    assert {type(each) for each in found} == {Times, Busy}
+
+
+async def test_a_zone_set_again_and_again_plans_a_users_jobs_a_few_times(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.add()
+    planned: list[int] = []
+    once = bench.service._replan_all
+
+    async def counted(jobs: list[int]) -> None:
+        planned.append(len(jobs))
+        await once(jobs)
+
+    monkeypatch.setattr(bench.service, "_replan_all", counted)
+    for zone in ["Asia/Tokyo", "Europe/Paris"] * 20:
+        await bench.say(ALICE, SetTimezone(timezone=zone))
+    await bench.wait(lambda: not bench.service._planning)
+    assert (await bench.jobs.listed("alice"))[0].zone == "Europe/Paris"
+    assert 0 < len(planned) < 40
+
+
+async def test_the_journal_says_which_field_was_wrong_and_nothing_of_what_was_in_it(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(InvalidParameter, match="my secret date"):
+        await bench.add(schedule_type="once", schedule_data='{"run_at": "my secret date"}')
+    assert "its schedule_data.run_at isn't valid" in caplog.text
+    assert "secret" not in caplog.text
