@@ -54,7 +54,7 @@ class World:
             monkeypatch.setattr(module, "now", lambda: real() + self.ahead)
         self.store = open_tables(directory)
         self.jobs, self.systemd = JobStore(self.store), Systemd()
-        self.runner = SimpleNamespace(missed={}, running=lambda job: False, settled=None)
+        self.runner = SimpleNamespace(asked=set(), missed={}, running=lambda job: False, settled=None)
         config = SimpleNamespace(users=[SimpleNamespace(name="alice")])
         daemon = SimpleNamespace(runtime_dir=directory, busy=_nothing)
         self.reconciler = Reconciler(
