@@ -41,7 +41,7 @@ async def test_a_sub_agent_shows_for_how_long_it_works(stage: Stage) -> None:
 
 
 async def test_what_ran_is_counted_while_it_runs_and_not_in_the_answer(stage: Stage) -> None:
-    stage.say("tools 6000")
+    stage.say("tools 12000")
     message = await stage.growing(" Grep")
     lines = (message.text or "").splitlines()
     assert COUNTS.fullmatch(lines[-1]), lines
