@@ -318,6 +318,8 @@ def reason(error: BaseException) -> str:
     """What is at the bottom of it: the libraries above wrap it up in vaguer words."""
     while below := error.__cause__ or error.__context__:
         error = below
+    if isinstance(error, ssl.SSLError):  # its number is none of the system's
+        return log.redact(log.printable(getattr(error, "verify_message", "") or error.reason or "no TLS", 200))
     number = error.errno if isinstance(error, OSError) else None
     text = os.strerror(number) if number and number > 0 else str(error) or type(error).__name__
     return log.redact(log.printable(text, 200))
