@@ -1,0 +1,1 @@
+"""What needs GitHub's API, and the token for it."""
