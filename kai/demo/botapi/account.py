@@ -60,7 +60,7 @@ def get_chat(world: World, params: Params) -> JsonDict:
 
 
 def set_webhook(world: World, params: Params) -> bool:
-    """setWebhook: stored, nothing is sent there; a waiting getUpdates ends with 409."""
+    """setWebhook: updates are posted there from now on; a waiting getUpdates ends with 409."""
     url = params.text("url")
     if not url:
         return delete_webhook(world, params)
@@ -74,10 +74,12 @@ def set_webhook(world: World, params: Params) -> bool:
         world.updates.clear()
     world.webhook = {
         "url": url,
+        "secret_token": secret,
         "has_custom_certificate": "certificate" in params.files,
         "max_connections": min(100, max(1, params.integer("max_connections", 40))),
     }
     world.updates.end_poll(conflict("terminated by setWebhook request"))
+    world.journal.wake()
     return True
 
 
@@ -94,7 +96,7 @@ def get_webhook_info(world: World, _params: Params) -> JsonDict:
     info: JsonDict = {
         "url": "",
         "has_custom_certificate": False,
-        **world.webhook,
+        **{name: value for name, value in world.webhook.items() if name != "secret_token"},
         "pending_update_count": len(world.updates),
     }
     if world.updates.allowed:

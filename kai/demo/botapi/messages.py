@@ -18,6 +18,8 @@ _ACTIONS = frozenset((
     "choose_sticker", "find_location", "record_video_note", "upload_video_note",
 ))  # fmt: skip
 _MAX_CALLBACK_TEXT = 200  # characters
+DELETABLE = 48 * 3600
+"""Seconds after which a message can't be deleted any more."""
 _MAX_QUOTE = 1024  # UTF-16 units
 
 
@@ -55,6 +57,8 @@ def delete_message(world: World, params: Params) -> bool:
     message = world.message(chat, params.integer("message_id"), what="message to delete")
     if not (message.by_bot or chat.private):
         raise bad("message can't be deleted")
+    if time.time() - message.wire["date"] > DELETABLE:
+        raise bad("message can't be deleted for everyone")
     world.delete_message(message)
     return True
 

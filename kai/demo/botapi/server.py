@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TypeVar
 
 from tornado.httpserver import HTTPServer
@@ -12,6 +13,7 @@ from kai.demo.botapi.faults import Fault
 from kai.demo.botapi.front import MAX_BODY, Front
 from kai.demo.botapi.people import People
 from kai.demo.botapi.views import CallView, Changes, MessageView, UpdateView
+from kai.demo.botapi.webhook import Webhook
 
 T = TypeVar("T")
 
@@ -24,6 +26,9 @@ class BotApi(People):
 
     _server: HTTPServer | None = None
     _front: Front | None = None
+    _webhook: Webhook | None = None
+    lead: Path | None = None
+    """Where the webhook's public address really leads: a Unix socket, by plain HTTP. None: to that address, by TLS."""
     _host = "127.0.0.1"
     port = 0
 
@@ -37,6 +42,7 @@ class BotApi(People):
         server = HTTPServer(front, max_body_size=MAX_BODY)
         server.add_socket(listener)
         self._front, self._server, self._host = front, server, host
+        self._webhook = Webhook(self, self.lead)
         self.port = int(listener.getsockname()[1])
         return self.port
 
@@ -44,6 +50,9 @@ class BotApi(People):
         """Close the port and every connection. What was said stays readable; `start` may follow."""
         server, self._server = self._server, None
         front, self._front = self._front, None
+        webhook, self._webhook = self._webhook, None
+        if webhook:
+            await webhook.stop()
         if server and front:
             server.stop()
             front.stop()
@@ -91,7 +100,10 @@ class BotApi(People):
         """
         found = await self.journal.wait_for(look, timeout)
         if not found:
-            last = [f"{call.method} {call.status}" for call in self.journal.calls(limit=8)]
+            last = [
+                f"{call.method} {call.status} {str(call.params.get('text', ''))[:60]!r}".removesuffix(" ''")
+                for call in self.journal.calls(limit=8)
+            ]
             raise TimeoutError(f"not seen within {timeout} s; the bot's last calls: {', '.join(last) or 'none'}")
         return found
 

@@ -21,7 +21,9 @@ Reply = Callable[[int, bytes], None]  # HTTP status, body
 
 
 @dataclass(slots=True)
-class _Queued:
+class Queued:
+    """An update, and how often it was handed out."""
+
     update_id: int
     update: JsonDict
     encoded: bytes
@@ -49,7 +51,7 @@ class Updates:
     def __init__(self, *, first_id: int, wake: Callable[[], None]) -> None:
         self._next_id = first_id
         self._wake = wake
-        self._queue: deque[_Queued] = deque()
+        self._queue: deque[Queued] = deque()
         self._allowed: frozenset[str] | None = None
         self._poll: _Poll | None = None
         self._flush_planned = False
@@ -83,7 +85,7 @@ class Updates:
         renumbered = update_id < self._next_id
         self._next_id = max(self._next_id, update_id + 1)
         whole = {"update_id": update_id, **update}
-        self._queue.append(_Queued(update_id, whole, encode(whole), time.monotonic(), renumbered))
+        self._queue.append(Queued(update_id, whole, encode(whole), time.monotonic(), renumbered))
         self._wake()
         if self._poll and not self._flush_planned:
             # later in this turn of the loop, so that what is said in one go is handed out in one answer
@@ -94,6 +96,16 @@ class Updates:
     def clear(self) -> None:
         """Forget everything that waits (drop_pending_updates)."""
         self._queue.clear()
+
+    def waiting(self) -> list[Queued]:
+        """What is to be posted to a webhook, the oldest first."""
+        return list(self._queue)
+
+    def remove(self, one: Queued) -> None:
+        """It was posted, and taken."""
+        if one in self._queue:
+            self._queue.remove(one)
+        self._wake()
 
     def pending(self) -> list[UpdateView]:
         """What the bot hasn't acknowledged, oldest first."""
