@@ -17,7 +17,8 @@ sysusers_dir=/usr/local/lib/sysusers.d tmpfiles_dir=/usr/local/lib/tmpfiles.d
 man_dir=/usr/local/share/man doc_dir=/usr/local/share/doc/kai command=/usr/local/bin/kai
 python=/usr/bin/python3
 enabled_units=(kai.target kai-bot.socket kai-bot.service kai-scheduler.socket kai-scheduler.service kai-timers.socket
-    kai-proxy-model.socket)
+    kai-totp.socket kai-proxy.socket kai-proxy-model.socket kai-webhook.socket kai-webhook-http.socket
+    kai-webhook-local.socket kai-webhook.service kai-github.socket kai-github.timer)
 
 token_file="" model_key_file="" api_base="" agent_command=""
 users=()
@@ -112,7 +113,7 @@ demo() {
             "$found" -m venv .venv >/dev/null ||
                 die "no virtual environment could be made (on Debian: sudo apt-get install python3-venv; then try again)"
         fi
-        .venv/bin/python -m pip install --quiet --disable-pip-version-check --use-pep517 --editable '.[demo]' ||
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check --use-pep517 --editable . ||
             die "the libraries could not be installed into .venv: see above"
         cp pyproject.toml .venv/demo-installed
     fi
@@ -266,7 +267,7 @@ build() {
     local source
     source=$(mktemp -d)
     cp -r "$here/kai" "$here/pyproject.toml" "$here/LICENSE" "$here/README.md" "$source/" # a build writes into its source
-    quietly "$release/bin/python" -m pip install --disable-pip-version-check --use-pep517 "$source"
+    quietly "$release/bin/python" -m pip install --disable-pip-version-check --use-pep517 "${source}[totp]"
     rm -rf "$source"
     link_journal
     local program
@@ -335,7 +336,7 @@ install_files() {
 configure() {
     step="writing the configuration"
     local file
-    for file in kai.yaml workspaces.yaml identity.md; do
+    for file in kai.yaml workspaces.yaml services.yaml identity.md; do
         [ -e "$etc/$file" ] || run install -m 0640 -o root -g kai-config "$here/etc/$file" "$etc/$file"
     done
     [ -z "$api_base" ] || setting telegram.api_base "$api_base"
@@ -396,7 +397,10 @@ start() {
     run systemctl enable --quiet "${enabled_units[@]}"
     if [ -z "$dry_run" ] && [ -n "$was_running" ]; then
         [ "$previous" = "${release##*/}" ] && [ -z "$changed_secrets" ] || systemctl restart kai-bot.service || true
-        [[ $changed_secrets != *kai-model-key* ]] || systemctl try-restart kai-proxy.service || true
+        # systemd opens no socket of a service that runs: with a first key, or from a Kai without services, one is new
+        if [[ $changed_secrets == *kai-model-key* ]] || ! systemctl is-active --quiet kai-proxy.socket; then
+            systemctl stop kai-proxy.service || true
+        fi
         [ "$previous" = "${release##*/}" ] || change_over
     fi
     run systemctl start kai.target || true # what didn't come up is said below
@@ -406,6 +410,8 @@ start() {
 change_over() {
     systemctl restart kai-scheduler.service || true
     systemctl try-restart kai-timers.service || true
+    systemctl try-restart kai-totp.service || true
+    systemctl try-restart kai-webhook.service kai-github.service || true
     "$command" retire || true
 }
 
@@ -523,17 +529,19 @@ purge() {
     step="removing configuration, data and accounts"
     # rm doesn't follow links, so what agents left in their directories leads nowhere else.
     run rm -rf --one-file-system /var/lib/kai "$etc"
-    run rm -f "$credstore"/kai-* "$credstore".encrypted/kai-*
+    run rm -rf "$credstore"/kai-* "$credstore".encrypted/kai-*
     local name uid mark
     while IFS=: read -r name _ uid _ mark _; do
         case $name:$mark in
         "kai-u-"*":Kai supervisor of ${name#kai-u-}"* | "kai-w-"*":Kai work account of ${name#kai-w-}"*) ;;
         "kai-bot:Kai bot"* | "kai-proxy:Kai proxy"* | "kai-scheduler:Kai scheduler"*) ;;
+        "kai-totp:Kai TOTP verifier"* | "kai-webhook:Kai webhooks"* | "kai-github:Kai GitHub"*) ;;
         *) continue ;;
         esac
         remove_account "$name" "$uid"
     done < <(getent passwd)
-    for name in kai-config kai-bot-clients kai-agent-clients kai-scheduler-clients kai-model; do
+    for name in kai-config kai-bot-clients kai-agent-clients kai-scheduler-clients kai-proxy-clients \
+        kai-webhook-clients kai-webhook-http kai-github-clients kai-model; do
         ! getent group "$name" >/dev/null || run groupdel "$name"
     done
 }

@@ -1,5 +1,5 @@
 """`python -m kai …` is `kai …`."""
 
-from kai.cli.main import main
+from kai.cli.entry import main
 
 main()

@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from kai.lib.peers import BOT, OPERATOR, SCHEDULER, SUPERVISOR
+from kai.lib.peers import BOT, GITHUB, OPERATOR, SCHEDULER, SUPERVISOR, WEBHOOK
 from kai.lib.varlink import Call, Empty, Fault, method
 
 MOST_FILES = 32
@@ -386,7 +386,8 @@ class Attachment(msgspec.Struct):
 
 
 class BotStatus(msgspec.Struct):
-    """What `kai status` shows of the bot. `dead` counts the messages that a person has to decide on."""
+    """What `kai status` shows of the bot. `dead` counts the messages that a person has to decide on; `let_in` names the
+    users who are past the TOTP gate now."""
 
     name: str
     state: str
@@ -395,6 +396,7 @@ class BotStatus(msgspec.Struct):
     running: int
     unsent: int
     dead: int = 0
+    let_in: list[str] = []
 
 
 @method("kai.Bot.Deliver", reply=Stored, callers={SUPERVISOR, SCHEDULER}, descriptors=1)
@@ -410,6 +412,47 @@ class Deliver(Call[Stored]):
     text: str
     file: Attachment | None = None
     job: int = 0
+
+
+class Span(msgspec.Struct, omit_defaults=True):
+    """A piece of a notice. It is text whatever it holds: nothing in it is markup. `url` makes it a link."""
+
+    text: str
+    url: str = ""
+    bold: bool = False
+    code: bool = False
+
+
+@method("kai.Bot.Notify", reply=Stored, callers={WEBHOOK, GITHUB})
+class Notify(Call[Stored]):
+    """Send a notice to a user, or to one of the chats that his `notify_chats` names.
+
+    The key is the caller's own: the same key again for the same user stores nothing new. What doesn't fit into a
+    message is cut. Raises InvalidParameter for a user or a chat that isn't configured.
+    """
+
+    key: str
+    user: str
+    spans: list[Span]
+    chat: int = 0
+
+
+class Taken(msgspec.Struct):
+    """Whether the update is on disk; where it isn't, its secret token is another one than Telegram was told."""
+
+    taken: bool
+
+
+@method("kai.Bot.TakeUpdate", reply=Taken, callers={WEBHOOK})
+class TakeUpdate(Call[Taken]):
+    """Take in an update that Telegram posted: `update` is its body as it came, `secret` the header's secret token. An
+    empty `update` only asks whether the secret is right.
+
+    Raises Busy when it can't be stored now, or while the bot polls: Telegram then tries again.
+    """
+
+    update: str
+    secret: str
 
 
 @method("kai.Bot.Status", reply=BotStatus, callers={OPERATOR})
@@ -779,3 +822,231 @@ class StartJobs(Call[Empty]):
     """Start kai-job@ID.service of these jobs now; doesn't wait for them."""
 
     jobs: list[int]
+
+
+# ---- kai.Totp: the verifier, on /run/kai/totp.sock -----------------------------------------------------------
+
+
+class Verdict(msgspec.Struct):
+    """What the verifier says, and all that it says to the bot.
+
+    `remaining` is how many more wrong codes there may be before the lock (bad); `until` is when the lock ends, in
+    seconds since the epoch (locked).
+    """
+
+    state: Literal["ok", "bad", "locked", "off"]
+    remaining: int = 0
+    until: float = 0.0
+
+
+class Doubtful(Fault, name="kai.Totp.Doubtful"):
+    """It can't be told whether this user may pass, so he may not. The message says why, and what the operator does."""
+
+
+@method("kai.Totp.Verify", reply=Verdict, callers={BOT})
+class Verify(Call[Verdict]):
+    """Try a code of six digits. A wrong one is counted on disk before the answer goes out, a right one is used up.
+
+    An empty `code` counts nothing and asks how things stand: off, locked, or bad with what remains. Raises Doubtful.
+    """
+
+    user: str
+    code: str = ""
+
+
+class TotpState(msgspec.Struct):
+    """What the verifier knows of an enrolled user. Times are seconds since the epoch, 0 for never.
+
+    `trouble` says why his codes can't be checked, and what the operator does.
+    """
+
+    user: str
+    failures: int = 0
+    locked_until: float = 0.0
+    accepted: float = 0.0
+    trouble: str = ""
+
+
+class TotpStates(msgspec.Struct):
+    """All enrolled users, by name."""
+
+    users: list[TotpState]
+
+
+@method("kai.Totp.List", reply=TotpStates, callers={OPERATOR})
+class ListTotp(Call[TotpStates]):
+    """What `kai totp status` shows."""
+
+
+@method("kai.Totp.Unlock", reply=Empty, callers={OPERATOR})
+class Unlock(Call[Empty]):
+    """Forget a user's failures and his lock; codes that were used stay used. Raises Doubtful."""
+
+    user: str
+
+
+# ---- kai.Proxy: outgoing calls with keys, on /run/kai/proxy.sock ---------------------------------------------
+
+
+class ServiceInfo(msgspec.Struct, omit_defaults=True):
+    """A service that a user may call: what his agent needs to know, and no key. `suffix`: a path may be appended."""
+
+    name: str
+    description: str = ""
+    notes: str = ""
+    method: str = "GET"
+    url: str = ""
+    suffix: bool = False
+
+
+class Services(msgspec.Struct):
+    """The services of a user, by name."""
+
+    services: list[ServiceInfo]
+
+
+@method("kai.Proxy.List", reply=Services, callers={SUPERVISOR, OPERATOR})
+class ListServices(Call[Services]):
+    """What a user may call. A supervisor's is its own user; the operator names one, or nobody for all."""
+
+    user: str = ""
+
+
+class ServiceAnswer(msgspec.Struct, omit_defaults=True):
+    """What a service said. `status` is its HTTP status, `type` its Content-Type, `size` the bytes that were written."""
+
+    status: int
+    type: str = ""
+    size: int = 0
+
+
+class UnknownService(Fault, name="kai.Proxy.UnknownService"):
+    """There is no service of that name, or the user may not call it: both look the same."""
+
+
+class ServiceRefused(Fault, name="kai.Proxy.Refused"):
+    """The call breaks a rule (origin, address, suffix, size); nothing was sent, or the answer was thrown away."""
+
+
+class ServiceUnreachable(Fault, name="kai.Proxy.Unreachable"):
+    """The service could not be reached, or did not answer in time."""
+
+
+class TooManyCalls(Fault, name="kai.Proxy.TooManyCalls"):
+    """The service's rate is used up for this user. The message is in how many seconds the next call may come."""
+
+
+@method("kai.Proxy.Call", reply=ServiceAnswer, callers={SUPERVISOR}, descriptors=2)
+class CallService(Call[ServiceAnswer]):
+    """Call a service for a supervisor's own user.
+
+    Two descriptors come with it: one to read the request's body from (JSON, UTF-8; empty for none), and one that the
+    answer's body is written to, 10 MiB at most. Raises UnknownService, ServiceRefused, ServiceUnreachable,
+    TooManyCalls, and InvalidParameter whose message begins with the field's name.
+    """
+
+    name: str
+    params: dict[str, str] = msgspec.field(default_factory=dict)
+    path_suffix: str = ""
+
+
+# ---- kai.Webhook: the intake of webhooks, on /run/kai/intake.sock --------------------------------------------
+
+
+class Subscriptions(msgspec.Struct, omit_defaults=True):
+    """What a user hears of GitHub. `fixed` are the repositories of users.yaml, `repositories` those he added himself.
+
+    `chat` is where notices go, 0 for his own chat; `chats` are those that it may be. `reviews` and `triage` are what is
+    in force. `allowed` are the patterns of what he may add. `endpoint` is where GitHub is to post, "" when it isn't
+    configured.
+    """
+
+    fixed: list[str] = []
+    repositories: list[str] = []
+    allowed: list[str] = []
+    chat: int = 0
+    chats: list[int] = []
+    reviews: bool = False
+    triage: bool = False
+    endpoint: str = ""
+
+
+@method("kai.Webhook.Subscriptions", reply=Subscriptions, callers={BOT})
+class ListSubscriptions(Call[Subscriptions]):
+    """A user's subscriptions."""
+
+    user: str
+
+
+@method("kai.Webhook.Subscribe", reply=Subscriptions, callers={BOT})
+class Subscribe(Call[Subscriptions]):
+    """Change a user's subscriptions: `add` or `remove` a repository, set the `chat` (0: his own), the two switches.
+
+    Raises InvalidParameter for what he may not have, which changes nothing. What isn't given stays.
+    """
+
+    user: str
+    add: str = ""
+    remove: str = ""
+    chat: int | None = None
+    reviews: bool | None = None
+    triage: bool | None = None
+
+
+class IntakeState(msgspec.Struct, omit_defaults=True):
+    """The state of the intake. Times are seconds since the epoch, 0 for never; `last` names the last accepted event.
+
+    `stored` counts what waits to be delivered, `failed` what was given up; `given_up` has the ids of the newest of
+    these. `github` and `generic` tell whether there is a secret for that endpoint, `rotating` whether an old one of
+    GitHub's is taken too. `trouble` is why nothing can be accepted or delivered, "" when all is well.
+    """
+
+    endpoint: str = ""
+    github: bool = False
+    rotating: bool = False
+    generic: bool = False
+    last: str = ""
+    last_at: float = 0.0
+    stored: int = 0
+    oldest_at: float = 0.0
+    failed: int = 0
+    given_up: list[str] = []
+    trouble: str = ""
+
+
+@method("kai.Webhook.State", reply=IntakeState, callers={BOT, OPERATOR})
+class ReadIntake(Call[IntakeState]):
+    """What /webhooks and `kai webhooks` show."""
+
+
+class Repositories(msgspec.Struct):
+    """OWNER/NAME of each repository that somebody is subscribed to, in small letters."""
+
+    names: list[str]
+
+
+@method("kai.Webhook.Repositories", reply=Repositories, callers={GITHUB})
+class ListRepositories(Call[Repositories]):
+    """All repositories that users.yaml or a user's own choice names."""
+
+
+@method("kai.Webhook.Retry", reply=IntakeState, callers={OPERATOR})
+class RetryDeliveries(Call[IntakeState]):
+    """Try again what was given up."""
+
+
+# ---- kai.GitHub: what needs GitHub's API, on /run/kai/github.sock --------------------------------------------
+
+
+class Redelivered(msgspec.Struct):
+    """How many deliveries GitHub has on record for the time looked at, and how many of them it was asked to repeat."""
+
+    seen: int
+    asked: int
+
+
+@method("kai.GitHub.Redeliver", reply=Redelivered, callers={WEBHOOK, GITHUB, OPERATOR})
+class Redeliver(Call[Redelivered]):
+    """Ask GitHub for what it couldn't deliver in the last three days, and have it repeated. A second call joins the
+    first. Raises Busy when GitHub can't be reached.
+    """

@@ -20,6 +20,9 @@ SESSION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 """What can be a session's id. It comes from the agent, is shown to people, and goes into a command line."""
 
 
+API = "KAI_API"
+"""The variable that names the socket of kai-api(7) to the agent."""
+
 Ending = Literal["left", "killed", "stuck"]
 """How a process ended: it left by itself at the end of its input; it had died before or had to be killed, and what it
 started may still be there; it is still there itself. But for the first, only the end of the control group cleans up."""
@@ -33,7 +36,8 @@ class Context(msgspec.Struct, frozen=True):
     arguments of ours. `model_door` is the socket of kai-proxy's model door, "" where there is none. With `ask`, the
     agent asks before what it may not do by itself, except reading and writing in `memory`, its own directory, and
     reading in `files`, which has what its user sent. `allowed` are the patterns of approvals that need not be asked
-    for again in this session. `budget_usd` is what this process may spend, 0 for no limit.
+    for again in this session. `budget_usd` is what this process may spend, 0 for no limit. `tools` is the command of
+    the MCP server that has Kai's own tools, () for none.
     """
 
     user: str
@@ -51,6 +55,7 @@ class Context(msgspec.Struct, frozen=True):
     budget_usd: float = 0.0
     memory: Path | None = None
     files: Path | None = None
+    tools: tuple[str, ...] = ()
 
 
 class AgentDied(Exception):

@@ -10,6 +10,7 @@ turn of ours may ask for approval: of the CLI's own, nobody knows.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 import uuid
@@ -20,7 +21,7 @@ from typing import Literal
 import msgspec
 
 from kai.agent import images, permission
-from kai.agent.backend import SESSION_ID, AgentBackend, AgentDied, Context, Ending
+from kai.agent.backend import API, SESSION_ID, AgentBackend, AgentDied, Context, Ending
 from kai.agent.failures import TOO_LONG, failure, why_it_died
 from kai.agent.process import MAX_LINE, AgentProcess
 from kai.agent.questions import Questions
@@ -63,6 +64,12 @@ ENVIRONMENT = {
     "ENABLE_TOOL_SEARCH": "false",
     "CLAUDE_CODE_DISABLE_CRON": "1",  # its own jobs live in the process and would vanish with it; Kai's don't
 }
+OWN_TOOLS = (
+    *("schedule_job", "list_jobs", "get_job", "update_job", "delete_job"),
+    *("send_message", "send_file", "list_services"),
+)
+"""Kai's tools that need no approval: what they do stays between the agent and its user. `call_service` leaves the host.
+"""
 Reason = Literal["", "budget", "died"]
 logger = logging.getLogger(__name__)
 
@@ -76,10 +83,12 @@ def request(context: Context) -> Message:
             allowed += [f"{tool}(/{context.memory}/**)" for tool in ("Read", "Edit", "Write")]
             command += ["--add-dir", str(context.memory)]
         allowed += [f"Read(/{context.files}/**)"] if context.files else []
+        allowed += [f"mcp__kai__{name}" for name in OWN_TOOLS] if context.tools else []
         command += ["--allowedTools", *allowed] if allowed else []
     if context.budget_usd > 0:  # what a sum of floats leaves over would be printed as 0, and the CLI refuses to start
         command += ["--max-budget-usd", f"{max(context.budget_usd, LEAST_BUDGET):.6f}"]
     command += [] if context.trust_settings else REPOSITORY_OFF
+    command += ["--mcp-config", _servers(context)] if context.tools else []
     command += ["--model", context.model] if context.model else []
     command += ["--resume", context.session] if context.session else []
     return {
@@ -89,6 +98,14 @@ def request(context: Context) -> Message:
         "environment": {**ENVIRONMENT, **dict(context.environment)},
         "model_door": context.model_door,
     }
+
+
+def _servers(context: Context) -> str:
+    """Kai's own MCP server, and with --strict-mcp-config no other."""
+    program, *arguments = context.tools
+    api = dict(context.environment).get(API, "")
+    server = {"type": "stdio", "command": program, "args": arguments, "env": {API: api}}
+    return json.dumps({"mcpServers": {"kai": server}})
 
 
 async def _content(prompt: list[Part]) -> list[Message]:

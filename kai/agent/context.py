@@ -22,6 +22,20 @@ IDENTITY_LIMIT = 256 * 1024
 WORKSPACE_FILES = (".claude/CLAUDE.md", "CLAUDE.md")
 
 
+TOOLS = """\
+# What you can do through Kai
+
+Kai is what connects you to the user's chat. Use its tools, whose names begin with `mcp__kai__`, or in a shell the \
+command `kai` (`kai jobs --help`, `kai send-file PATH`, `kai service list`):
+
+- A reminder, or something to be done later or again and again, becomes a job: `schedule_job`, `list_jobs`, \
+`update_job`, `delete_job`. Don't wait or sleep for it yourself, and don't use cron. Times are the user's own.
+- A file reaches the user by `send_file` alone; your answer is text. `send_message` is for what he is to see before \
+your answer is complete.
+- Web services that the operator has set up, with keys that you don't see: `list_services`, `call_service`.\
+"""
+
+
 async def system_prompt(
     *,
     config_dir: Path,
@@ -34,17 +48,19 @@ async def system_prompt(
     name: str = "",
     instructions: str = "",
     native: Collection[Path] = (),
+    tools: bool = False,
 ) -> str:
     """The whole text. `base` is the user's directory; `fresh` sessions get the last messages of the history.
 
     `name` is the workspace's, `instructions` what workspaces.yaml says of it. `native` are files that the agent reads
-    by itself: those are not given twice.
+    by itself: those are not given twice. With `tools` it can call Kai.
     """
     places = dict.fromkeys((home, workspace))
     sections = [
         _identity(config_dir, user),
         _memory(base / "memory"),
         _workspace(workspace, name, instructions),
+        TOOLS if tools else "",
         *await asyncio.gather(*(_workspace_file(door, place, native) for place in places)),
         _history(base / "history", fresh=fresh),
     ]

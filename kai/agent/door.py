@@ -17,6 +17,7 @@ from kai.config import User
 from kai.lib.log import printable
 
 INNER = "/opt/kai/current/bin/kai-inner"
+COMMAND = "/opt/kai/current/bin/kai"
 SLOWEST, SLOWEST_COPY = 10.0, 60.0
 """Seconds that a request may take, and that the copy of a big file may."""
 LAST_MOMENT = 1.0
@@ -54,6 +55,14 @@ def command(user: User, *, one_uid: bool) -> tuple[str, ...]:
         start = "import sys; sys.path.append(sys.argv.pop(1)); from kai.inner import main; main()"
         return (sys.executable, "-I", "-c", start, here)
     return ("sudo", "-n", "-H", "-u", user.work_account, "--", INNER)
+
+
+def tools_command(*, one_uid: bool) -> tuple[str, ...]:
+    """The command of the MCP server with Kai's own tools, which the inner agent starts."""
+    if one_uid:
+        start = "import sys; sys.path.append(sys.argv.pop(1)); from kai.mcp import main; main()"
+        return (sys.executable, "-I", "-c", start, os.fspath(Path(kai.__file__).parents[1]))
+    return (COMMAND, "mcp")
 
 
 async def read(door: tuple[str, ...], root: Path, path: str, limit: int) -> bytes | None:

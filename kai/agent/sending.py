@@ -19,7 +19,7 @@ from kai.agent.files import safe_name
 from kai.interfaces import Attachment, Deliver, FileSent, Stored
 from kai.lib.client import Client, delays
 from kai.lib.log import printable
-from kai.lib.varlink import Busy, InvalidParameter, Unavailable
+from kai.lib.varlink import Busy, Unavailable
 
 MOST = 50 << 20
 """Bytes of a file: what Telegram takes of bots."""
@@ -28,6 +28,14 @@ NEVER = ("history", "memory", "state")
 PATIENCE, SLOWEST = 20.0, 60.0
 """Seconds for which the bot is asked again when it can't be reached, and that it may take to store a file."""
 SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+
+
+class Unsendable(Exception):
+    """That file isn't sent: `status` is HTTP's (400, 403, 404, 413), the message begins with `path:`."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(f"path: {message}")
+        self.status = status
 
 
 async def send(
@@ -39,22 +47,31 @@ async def send(
     """
     name, size, copy = await take(door, base, workspace, path)
     try:
-        call = Deliver(key=f"file:{uuid.uuid4().hex}", user=user, text=caption, file=Attachment(name, 0))
-        stored = await _deliver(Client(bot), call, copy)
+        stored = await deliver_file(bot, user, name, caption, copy)
     finally:
         os.close(copy)
     return FileSent(name=name, size=size, id=stored.id)
 
 
-async def _deliver(bot: Client, call: Deliver, copy: int) -> Stored:
-    """With the same key as often as it takes: the bot stores it once."""
+async def deliver_file(bot: Path, user: str, name: str, caption: str, copy: int) -> Stored:
+    """Have the bot store a sealed file. Raises what `deliver` raises."""
+    call = Deliver(key=f"file:{uuid.uuid4().hex}", user=user, text=caption, file=Attachment(name, 0))
+    return await deliver(bot, call, copy)
+
+
+async def deliver(bot: Path, call: Deliver, *descriptors: int) -> Stored:
+    """Have the bot store something, with the same key as often as it takes: it stores it once.
+
+    Raises the bot's refusal, and Busy when it can't be reached for a while.
+    """
     end = time.monotonic() + PATIENCE
     for delay in delays():
         try:
-            return await bot.call(call, descriptors=[copy], timeout=SLOWEST)
+            return await Client(bot).call(call, descriptors=descriptors, timeout=SLOWEST)
         except Unavailable as error:
             if time.monotonic() + delay > end:
-                raise Busy(f"kai-bot doesn't answer, so the file was probably not sent: {error}") from None
+                what = "file" if call.file else "message"
+                raise Busy(f"kai-bot doesn't answer, so the {what} was probably not sent: {error}") from None
         await asyncio.sleep(delay)
     raise AssertionError("delays never end")
 
@@ -63,7 +80,7 @@ async def take(door: tuple[str, ...], base: Path, workspace: Path, path: str) ->
     """A file of the agent's: its name, its size in bytes, and a descriptor of a sealed copy, the caller's to close.
 
     `path` is relative to the workspace, or absolute and in it or below the user's `files` (`base` is his directory).
-    Raises InvalidParameter with what is wrong with the path, and Busy when nothing can be read now.
+    Raises Unsendable with what is wrong with the path, and Busy when nothing can be read now.
     """
     root = _root(base, workspace, path)
     copy = os.memfd_create("kai-file", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -71,10 +88,10 @@ async def take(door: tuple[str, ...], base: Path, workspace: Path, path: str) ->
         never = [str(base / name) for name in NEVER]
         request = {"verb": "read", "root": str(root), "path": path, "limit": MOST, "never": never}
         answer = await the_door.copy(door, request, copy, most=MOST)
-        fault = _fault(answer, root)
+        status, fault = _fault(answer, root)
         if fault:
-            raise InvalidParameter(f"path: {printable(path, 200)}: {fault}")
-        fcntl.fcntl(copy, fcntl.F_ADD_SEALS, SEALS)
+            raise Unsendable(status, f"{printable(path, 200)}: {fault}")
+        seal(copy)
     except BaseException as error:
         os.close(copy)
         if isinstance(error, the_door.DoorError):
@@ -86,27 +103,33 @@ async def take(door: tuple[str, ...], base: Path, workspace: Path, path: str) ->
     return safe_name(path.rpartition("/")[2]), answer.size, copy
 
 
-def _fault(answer: the_door.Answer, root: Path) -> str:
-    """Why a file isn't sent, "" when it can be."""
+def seal(copy: int) -> None:
+    """Nobody changes this memory any more."""
+    fcntl.fcntl(copy, fcntl.F_ADD_SEALS, SEALS)
+
+
+def _fault(answer: the_door.Answer, root: Path) -> tuple[int, str]:
+    """Why a file isn't sent, "" when it can be; and HTTP's status for that."""
     if answer.code == the_door.NOT_THERE:
-        return f"there is no such file in {root}"
+        return 404, f"there is no such file in {root}"
     if answer.code == the_door.TOO_LARGE or (not answer.error and answer.size > MOST):
-        return f"it has more than the {MOST >> 20} MB that Telegram takes of bots"
+        return 413, f"it has more than the {MOST >> 20} MB that Telegram takes of bots"
     if answer.error:
-        return printable(answer.error.partition(": ")[2] or answer.error, 200)
-    return "" if answer.size else "it is empty, and Telegram takes no empty files"
+        return 403, printable(answer.error.partition(": ")[2] or answer.error, 200)
+    return 400, "" if answer.size else "it is empty, and Telegram takes no empty files"
 
 
 def _root(base: Path, workspace: Path, path: str) -> Path:
     """The directory that a path must lie in: the workspace or the user's `files`."""
     if not path or "\0" in path or path.endswith("/"):
-        raise InvalidParameter("path: expected that of a file")
+        raise Unsendable(400, "expected that of a file")
     for root in (base / "files", workspace):
         if path.startswith(f"{os.fspath(root).rstrip('/')}/"):
             return root
     if path.startswith("/"):
-        raise InvalidParameter(
-            f"path: {printable(path, 200)}: files are sent from the current workspace, {workspace}, and from "
-            f"{base / 'files'}; copy it there first"
+        raise Unsendable(
+            403,
+            f"{printable(path, 200)}: files are sent from the current workspace, {workspace}, and from "
+            f"{base / 'files'}; copy it there first",
         )
     return workspace

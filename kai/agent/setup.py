@@ -11,9 +11,10 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from kai.agent import choices
-from kai.agent.backend import Context
+from kai.agent.backend import API, Context
 from kai.agent.context import read_by_claude, system_prompt
 from kai.agent.door import command as door_command
+from kai.agent.door import tools_command
 from kai.agent.turns import Session, Turns
 from kai.agent.workspaces import Places, environment, workspace_prompt
 from kai.config import Config, User, Workspace, expand, home_of, load
@@ -22,6 +23,8 @@ from kai.lib.daemon import Daemon
 from kai.lib.varlink import Misconfigured
 
 logger = logging.getLogger(__name__)
+API_SOCKET = "api"
+"""The name of the socket that the inner agent calls."""
 WORKSPACE = "workspace"
 """The fact that names the current workspace's path."""
 
@@ -181,6 +184,12 @@ class Setup:
     def backend(self) -> str:
         return str(self._plain("backend"))
 
+    def _api(self) -> tuple[tuple[str, str], ...]:
+        """Where the agent reaches the API of kai-api(7); () where its socket was not handed over."""
+        return (
+            ((API, str(self.d.runtime_dir / "api" / f"{self.user.name}.sock")),) if API_SOCKET in self.d.sockets else ()
+        )
+
     async def context(self, session: Session) -> Context:
         """Everything for a start of the agent in the current workspace. Raises WorkspaceError."""
         entry, door = self.entry, self.door
@@ -195,6 +204,7 @@ class Setup:
             fresh=not session.id,
             name=self.place.name,
             instructions=await workspace_prompt(door, entry, self.account_home),
+            tools=bool(self._api()),
             native=read_by_claude(self.path, self.account_home, trusted=trusted) if self.backend == "claude" else (),
         )
         model_door = self.d.runtime_dir / "model.sock"
@@ -208,7 +218,8 @@ class Setup:
             system_prompt=prompt,
             model=str(self.value("model") or ""),
             model_door=str(model_door) if offered else "",
-            environment=await environment(door, entry, self.account_home),
+            environment=(*await environment(door, entry, self.account_home), *self._api()),
+            tools=tools_command(one_uid=self.d.one_uid) if self._api() else (),
             trust_settings=trusted,
             ask=self.value("approvals") == "ask",
             allowed=tuple(sorted(await self.turns.allowed(session))),

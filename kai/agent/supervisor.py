@@ -271,14 +271,25 @@ class Supervisor:
     async def memory(self, peer: Peer, call: Memory) -> MemoryText:
         return memory_text(self.base / "memory")
 
+    @property
+    def bot(self) -> Path:
+        return self.daemon.runtime_dir / "bot.sock"
+
     async def send_file(self, peer: Peer, call: SendFile) -> FileSent:
-        if self._leaving:
+        try:
+            return await self.send(call.path, call.caption)
+        except sending.Unsendable as fault:
+            raise InvalidParameter(str(fault)) from None
+
+    async def send(self, path: str, caption: str) -> FileSent:
+        """Raises what `sending.send` raises."""
+        if self._leaving and not self.running:  # a turn that still runs may still send
             raise Busy("the supervisor is about to leave; try again")
         return await sending.send(
-            self.daemon.runtime_dir / "bot.sock",
+            self.bot,
             self.setup.user.name,
-            call.path,
-            call.caption,
+            path,
+            caption,
             door=self.setup.door,
             base=self.base,
             workspace=self.setup.path,

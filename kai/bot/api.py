@@ -77,6 +77,17 @@ class Api:
         answer = await self.bot.do_api_request("getUpdates", arguments, read_timeout=patience + 10)
         return cast(list[dict[str, Any]], answer)
 
+    async def set_webhook(self, url: str, secret: str) -> None:
+        """Have updates posted there, one after another."""
+        await self.bot.set_webhook(url, allowed_updates=ALLOWED_UPDATES, max_connections=1, secret_token=secret)
+
+    async def webhook_info(self) -> telegram.WebhookInfo:
+        return await self.bot.get_webhook_info()
+
+    async def delete_webhook(self) -> None:
+        """What waits at Telegram stays there."""
+        await self.bot.delete_webhook(drop_pending_updates=False)
+
     def parse(self, updates: list[dict[str, Any]]) -> list[telegram.Update]:
         """The updates that this version understands: one that it doesn't must not hold up those behind it."""
         parsed = []

@@ -14,6 +14,8 @@ from kai.bot import again, approvals, notices, question
 from kai.bot.api import Api
 from kai.bot.commands import TABLE, Commands
 from kai.bot.download import Download
+from kai.bot.gate import Gate
+from kai.bot.hook import Hook, Record, unhook
 from kai.bot.inbox import Inbox
 from kai.bot.intake import Intake
 from kai.bot.lanes import Lanes
@@ -26,6 +28,7 @@ from kai.bot.sender import Sender
 from kai.bot.service import Service
 from kai.bot.spool import Spool
 from kai.bot.tables import InboxRow
+from kai.bot.unlock import Unlock
 from kai.config import Config, load
 from kai.lib.client import delays
 from kai.lib.daemon import Daemon
@@ -40,6 +43,7 @@ class Bot:
 
     def __init__(self, d: Daemon, config: Config, token: str, store: Store) -> None:
         self.d, self.config = d, config
+        self.webhook_url = _webhook_url(config)
         self.spool = Spool(d.state_dir / "spool")
         self.api = Api(token, config.kai.telegram.api_base, self.spool.directory)
         self.inbox, self.outbox = Inbox(store, self.api.id), Outbox(store, self.api.id)
@@ -55,27 +59,46 @@ class Bot:
         self.commands = Commands(self.lanes)
         self.commands.buttons[question.PREFIX] = partial(approvals.press, self.lanes)
         self.commands.buttons[notices.AGAIN] = partial(again.press, self.lanes)
-        self.intake = Intake(lambda: self.config, self.lanes.journal)
+        intake = Intake(lambda: self.config, self.lanes.journal)
+        self.gate = Gate(lambda: self.config, intake, d.state_dir.parent / "totp" / "enrolled")
+        self.unlock = Unlock(
+            self.gate, lambda: self.config, self.api, self.inbox, self.outbox, self.sender, d.runtime_dir / "totp.sock",
+            take=self.take, spawn=self._spawn,
+        )  # fmt: skip
+        self.record = Record(d.state_dir)
+        self.hook = Hook(self.api, self.inbox, self.gate, self.take, self.say, self.record)
         self.service = Service(
-            lambda: self.config, self.inbox, self.outbox, self.lanes, self.sender, self.spool, lambda: self.state
+            lambda: self.config,
+            self.inbox,
+            self.outbox,
+            self.lanes,
+            self.sender,
+            self.spool,
+            lambda: self.state,
+            self.gate.inside,
+            self.hook.take,
         )
-        self.polling = Polling(self.api, self.inbox, self.intake, self.take, self.say, self._conflict)
+        self.polling = Polling(self.api, self.inbox, self.gate, self.take, self.say, self._conflict)
         self.state = "starting"
         self.tasks: set[asyncio.Task[Any]] = set()
 
     async def run(self) -> None:
-        """Take up what was left, then poll, forever."""
+        """Take up what was left, then take updates, forever."""
         await self.places.open()
         await self._bury()
         rows = await self.outbox.recover()
         await self.sender.open()
         self.sender.put(*rows)
         self.take(await self.inbox.unfinished(), rejoin=True)
+        await self.unlock.resume()
         self.d.ready(self.line())
         self._spawn(asyncio.to_thread(render, ""))  # loads the parser before the first answer needs it
         self._spawn(self._introduce())
         self._spawn(self._sweep(self.left))
         self._spawn(self._prune())
+        if self.webhook_url:
+            await self.hook.run(self.webhook_url)
+        await unhook(self.api, self.record, self.say)
         await self.polling.run()
 
     def take(self, rows: list[InboxRow], *, rejoin: bool = False) -> None:
@@ -83,6 +106,8 @@ class Bot:
         for row in rows:
             if not rejoin:  # whoever writes takes messages again
                 self.sender.unblock(row.chat)
+            if self.unlock.takes(row, rejoin=rejoin):
+                continue
             if row.callback:
                 self._spawn(self.commands.acknowledge(row))
             if row.state == "received":
@@ -96,18 +121,31 @@ class Bot:
     def reload(self) -> None:
         """SIGHUP: read the configuration again; a broken one raises, and the one in force stays."""
         self.config = load(self.d.config_dir)
+        if self.webhook_url != _webhook_url(self.config):
+            logger.warning("telegram.mode or telegram.webhook_url has changed: systemctl restart kai-bot")
+        self._gone()
         logger.info("configuration read again: %d users", len(self.config.users))
         self._spawn(self._bury())
         self.show()
 
-    async def _bury(self) -> None:
+    def _gone(self) -> set[str]:
+        """The names that stand for nobody or somebody else now. The gate is closed to them at once."""
         users = {user.name: user.telegram_id for user in self.config.users}
         gone = {name for name, account in self.accounts.items() if users.get(name) != account}
-        self.accounts = users
+        for user in gone:
+            self.gate.forget(user)
+        return gone
+
+    async def _bury(self) -> None:
+        users = {user.name: user.telegram_id for user in self.config.users}
+        gone = self._gone()
         buried = await self.inbox.bury(users)  # first: what is dead on disk can't begin, nor be answered
+        self.accounts = users
         for user in gone:
             self.lanes.let_go(user)
-        unsent = await self.outbox.bury(users)
+            self.unlock.forget(user)
+        chats = [(user.name, chat) for user in self.config.users for chat in user.notify_chats]
+        unsent = await self.outbox.bury(users, chats)
         for row in unsent:
             self.sender.withdraw(row)
         dead = buried + len(unsent)
@@ -161,7 +199,7 @@ class Bot:
     def line(self) -> str:
         """`polling as @name, 2 users, queue 0`."""
         running, queued = self.lanes.counts()
-        name = f" as @{self.service.name}" if self.service.name and self.state == "polling" else ""
+        name = f" as @{self.service.name}" if self.service.name and self.state in ("polling", "webhook") else ""
         busy = f", {running} running" if running else ""
         return f"{self.state}{name}, {len(self.config.users)} users{busy}, queue {queued}"
 
@@ -183,3 +221,9 @@ class Bot:
         await self.sender.close()
         await self.download.close()
         await self.api.close()
+
+
+def _webhook_url(config: Config) -> str:
+    """Where Telegram is to post updates, "" where they are polled for."""
+    telegram = config.kai.telegram
+    return telegram.webhook_url or "" if telegram.mode == "webhook" else ""

@@ -17,6 +17,7 @@ import msgspec
 from telegram.error import TelegramError
 
 from kai.bot import cut, decision, joblist, jobnote, jobs, picker
+from kai.bot.github import github, webhooks
 from kai.bot.invocation import Invocation, Misused, Refused
 from kai.bot.lanes import Lanes
 from kai.bot.message import Body, plain
@@ -142,6 +143,17 @@ TABLE = (
         "keeps it from running until resume.",
         example="/job info 7",
     ),
+    Command(
+        "github",
+        "what you hear of GitHub",
+        github,
+        "[add|remove OWNER/REPO | reviews on|off | triage on|off | notify CHAT_ID|reset]",
+        details="You hear of what concerns your GitHub login, and of the repositories that you are subscribed to. "
+        "notify sends your notices to another chat, one that your admin has allowed. reviews and triage are kept for "
+        "when Kai does them.",
+        example="/github add acme/site",
+    ),
+    Command("webhooks", "how the intake of webhooks does", webhooks),
     Command("stats", "session, model, turns, cost", stats),
     Command("memory", "what the agent remembers of you", memory),
 )
@@ -183,7 +195,7 @@ class Commands:
 
     async def acknowledge(self, row: InboxRow) -> None:
         """Answer the query of a button that stands for a command or a turn, which itself may have to wait."""
-        if not row.callback or not (row.kind == "turn" or pressed(row.text)):
+        if not row.callback or row.error or not (row.kind == "turn" or pressed(row.text)):
             return
         said = await decision.continued(self.lanes, row) if row.kind == "turn" else ""
         running = self.lanes.of(row.user).running
@@ -205,7 +217,10 @@ class Commands:
         """Work on one row that isn't a turn, and end it."""
         with log.fields(KAI_USER=row.user, KAI_UPDATE=str(row.update_id)):
             found = pressed(row.text) if row.callback else parse(row.text)
-            if row.error:
+            if row.error and row.callback:
+                await self._answer_query(row, row.error)
+                await self.outbox.reply(row, [])
+            elif row.error:
                 self.sender.put(*await self.outbox.reply(row, [plain(row.error)]))
             elif found:
                 await self._run(row, *found)

@@ -14,8 +14,8 @@ from telegram.error import BadRequest, Forbidden, RetryAfter, TelegramError
 
 from kai.bot.api import Api, seconds
 from kai.bot.content import BIGGEST_FILE, FileRef
-from kai.bot.sparing import Sparing
 from kai.lib.client import delays
+from kai.lib.sparing import Sparing
 
 CHUNK: Final = 256 * 1024
 PATIENCE: Final = 60.0

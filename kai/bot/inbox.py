@@ -39,13 +39,17 @@ LONG = 4000
 MOST_TOGETHER = MOST_FILES - 2
 TOO_LATE = "The agent has this message already as it was before your edit. Send a new one."
 NOT_TAKEN = "This message was given up or not taken before your edit. Send a new one."
+LOCKED = "🔒 Locked: send your code first."
+CODE = "code"
+"""The bundle of a row that was a code: its text was never stored."""
 NOT_EDITED = "A command is not given again by editing it: send it anew."
 
 
 class Arrival(msgspec.Struct):
     """An admitted update before it is stored. `journal` is set where the turn may start at once.
 
-    `bundle` says what others it may form one turn with, `refused` why it can't be taken, for the user.
+    `bundle` says what others it may form one turn with, `refused` why it can't be taken, for the user. `locked` is what
+    the gate holds back (`kai.bot.gate`).
     """
 
     update_id: int
@@ -60,6 +64,7 @@ class Arrival(msgspec.Struct):
     content: str = ""
     bundle: str = ""
     refused: str = ""
+    locked: bool = False
 
 
 class Inbox:
@@ -89,7 +94,7 @@ class Inbox:
                 continue
             if arrival.kind == "edit":
                 row = self._edit(db, arrival, {one.id for one in stored})
-            elif arrival.callback and (turn := cut.parse(arrival.text)):
+            elif arrival.callback and not arrival.locked and (turn := cut.parse(arrival.text)):
                 row = self._decide(db, arrival, turn)
             else:
                 row = self._take(db, arrival, arrivals[number + 1 :])
@@ -100,6 +105,8 @@ class Inbox:
 
     def _take(self, db: sqlite3.Connection, arrival: Arrival, behind: Sequence[Arrival]) -> InboxRow:
         """A message, a command or a button."""
+        if arrival.locked and not arrival.refused:
+            return self._hold(db, arrival, behind)
         if arrival.kind == "control" or arrival.refused:
             oldest = db.execute(
                 f"SELECT id {_OPEN} AND kind = 'turn' AND state IN ('queued', 'running') "
@@ -107,18 +114,33 @@ class Inbox:
                 (self.bot, arrival.user),
             ).fetchone()
             return self._insert(db, arrival, "received", target=oldest["id"] if oldest else None)
-        if arrival.kind == "turn":
-            after = next((each for each in behind if each.user == arrival.user), None)
-            if not arrival.bundle and after and after.bundle == "forward":
-                arrival.bundle = "forward"  # a comment comes just before what it is about
-            leader = self._leader(db, arrival)
-            if leader is not None:
-                settles = now() + (0 if leader.bundle == "long" and length(arrival.text) < LONG else SETTLE)
-                db.execute("UPDATE inbox SET settles = ? WHERE id = ?", (settles, leader.id))
-                return self._insert(db, arrival, "grouped", leader=leader.id, settles=settles)
+        if arrival.kind == "turn" and (part := self._part(db, arrival, behind)):
+            return part
         at_once = arrival.kind == "turn" and not arrival.bundle and self._is_free(db, arrival)
         settles = now() + SETTLE if arrival.bundle else 0.0
         return self._insert(db, arrival, "running" if at_once else "queued", settles=settles)
+
+    def _part(self, db: sqlite3.Connection, arrival: Arrival, behind: Sequence[Arrival]) -> InboxRow | None:
+        """The row of a message that is a part of what another one leads, where there is such a one."""
+        after = next((each for each in behind if each.user == arrival.user), None)
+        if not arrival.bundle and after and after.bundle == "forward":
+            arrival.bundle = "forward"  # a comment comes just before what it is about
+        leader = self._leader(db, arrival)
+        if leader is None:
+            return None
+        settles = now() + (0 if leader.bundle == "long" and length(arrival.text) < LONG else SETTLE)
+        db.execute("UPDATE inbox SET settles = ? WHERE id = ?", (settles, leader.id))
+        return self._insert(db, arrival, "grouped", leader=leader.id, settles=settles)
+
+    def _hold(self, db: sqlite3.Connection, arrival: Arrival, behind: Sequence[Arrival]) -> InboxRow:
+        """What came before a code: one message is held with all its parts, another one is not taken."""
+        if arrival.kind == "turn" and (part := self._part(db, arrival, behind)):
+            return part
+        if db.execute(f"SELECT 1 {_HELD} AND user = ?", (self.bot, arrival.user)).fetchone():
+            arrival.text = arrival.content = ""
+            arrival.refused = LOCKED
+            return self._insert(db, arrival, "refused")
+        return self._insert(db, arrival, "held", settles=now() + SETTLE if arrival.bundle else 0.0)
 
     def _is_free(self, db: sqlite3.Connection, arrival: Arrival) -> bool:
         """Whether its turn may run at once: its agent's journal is known, and nothing of its user's is before it."""
@@ -143,15 +165,17 @@ class Inbox:
         if last_row.kind != "turn":
             return None
         leader = _row(db, last_row.leader) if last_row.leader else last_row
-        if leader.state != "queued":
-            return None
+        if leader.state != ("held" if arrival.locked else "queued"):
+            return None  # what came before a code and what came behind it are never one
         (parts,) = db.execute("SELECT count(*) FROM inbox WHERE leader = ?", (leader.id,)).fetchone()
         if parts >= MOST_TOGETHER:
             return None
-        if album:  # however late: an album is one thing
+        if album and leader.state != "held":  # however late: an album is one thing
             return leader
         if leader.settles < now():
             return None
+        if album:
+            return leader
         if leader.bundle == "long":
             plain = arrival.bundle in ("", "long") and not arrival.content
             return leader if plain and length(last_row.text) >= LONG else None
@@ -175,7 +199,7 @@ class Inbox:
         if row.kind != "turn":
             arrival.refused = NOT_EDITED
         elif not arrival.refused and leader.state != "queued" and leader.id not in fresh:
-            arrival.refused = TOO_LATE if leader.state not in ("received", "refused", "dropped", "dead") else NOT_TAKEN
+            arrival.refused = TOO_LATE if leader.state not in _NOT_TAKEN else NOT_TAKEN
         if arrival.refused:
             return self._insert(db, arrival, "received", target=row.id)
         db.execute("UPDATE inbox SET text = ?, content = ? WHERE id = ?", (arrival.text, arrival.content, row.id))
@@ -239,6 +263,54 @@ class Inbox:
         """When a row was stored, in seconds since the epoch."""
         (found,) = await self.store.read("SELECT arrived FROM inbox WHERE id = ?", (row.id,))
         return float(found["arrived"])
+
+    async def held(self) -> list[InboxRow]:
+        """What waits for a code."""
+        return [InboxRow(*row) for row in await self.store.read(f"SELECT {INBOX_COLUMNS} {_HELD}", (self.bot,))]
+
+    async def codes(self, since: float) -> list[InboxRow]:
+        """The messages that were codes and have been judged since a moment, in seconds since the epoch."""
+        query = (
+            f"SELECT {INBOX_COLUMNS} FROM inbox WHERE bot = ? AND bundle = '{CODE}' AND state != 'received' "
+            "AND changed > ?"
+        )
+        return [InboxRow(*row) for row in await self.store.read(query, (self.bot, since))]
+
+    async def settling(self, row: InboxRow) -> float:
+        """Seconds for which a part of this bundle may still come."""
+        rows = await self.store.read("SELECT settles FROM inbox WHERE id = ?", (row.id,))
+        return float(rows[0]["settles"]) - now() if rows else 0.0
+
+    async def settle(self, row: InboxRow) -> list[InboxRow]:
+        """Close a bundle that is held; returns its parts beside this one, in order of arrival."""
+        if not row.bundle:
+            return []
+
+        def work(db: sqlite3.Connection) -> list[InboxRow]:
+            db.execute("UPDATE inbox SET settles = 0 WHERE id = ? AND state = 'held'", (row.id,))
+            return [InboxRow(*each) for each in db.execute(_MEMBERS, (row.id,))]
+
+        return await self.store.write(work)
+
+    async def release(self, user: str, chat: int, since: float) -> InboxRow | None:
+        """A code came: what was held of this account waits like any other message now. None when nothing is held that
+        came since a moment, in seconds since the epoch.
+        """
+
+        def work(db: sqlite3.Connection) -> InboxRow | None:
+            found = db.execute(
+                f"SELECT id {_HELD} AND user = ? AND chat = ? AND arrived >= ?", (self.bot, user, chat, since)
+            ).fetchone()
+            if found is None:
+                return None
+            db.execute(
+                "UPDATE inbox SET state = iif(kind = 'control', 'received', 'queued'), changed = ?, "
+                "settles = iif(bundle = '', 0, ?) WHERE id = ?",
+                (now(), now() + SETTLE, found["id"]),
+            )
+            return _row(db, found["id"])
+
+        return await self.store.write(work)
 
     async def members(self, row: InboxRow) -> list[InboxRow]:
         """The rows that are part of this row's turn, in order of arrival."""
@@ -324,16 +396,19 @@ class Inbox:
         `users` gives the Telegram account of each name: one that has another account now is another person. What was
         answered stays so: its answer is the outbox's to bury.
         """
-        others, values = others_than(users)
-        return await self.store.write(
-            lambda db: (
-                db.execute(
-                    "UPDATE inbox SET state = 'dead', changed = ?, error = 'its user is gone' "
-                    f"WHERE state IN {UNFINISHED} AND state != 'answered' AND {others}",
-                    (now(), *values),
-                ).rowcount
-            )
-        )
+        others, values = others_than(users.items())
+
+        def work(db: sqlite3.Connection) -> int:
+            # Not a dead letter: that could be worked on again without a code.
+            held = "UPDATE inbox SET state = 'expired', changed = ?, error = 'its user is gone' WHERE state = 'held'"
+            db.execute(f"{held} AND {others}", (now(), *values))
+            return db.execute(
+                "UPDATE inbox SET state = 'dead', changed = ?, error = 'its user is gone' "
+                f"WHERE state IN {UNFINISHED} AND state != 'answered' AND {others}",
+                (now(), *values),
+            ).rowcount
+
+        return await self.store.write(work)
 
     async def prune(self) -> None:
         """Forget finished rows after the dedup window; dead letters are kept."""
@@ -352,6 +427,8 @@ class Inbox:
 
 # Without these indexes each message would cost a look at all rows; SQLite doesn't find the partial one by itself.
 _OPEN = f"FROM inbox INDEXED BY inbox_unfinished WHERE state IN {UNFINISHED} AND bot = ? AND user = ?"
+_HELD = "FROM inbox INDEXED BY inbox_held WHERE state = 'held' AND bot = ?"
+_NOT_TAKEN = ("received", "refused", "dropped", "dead", "held", "expired")
 _OF_USER = f"SELECT {INBOX_COLUMNS} FROM inbox INDEXED BY inbox_of_user WHERE bot = ? AND user = ? AND chat = ?"
 _MEMBERS = f"SELECT {INBOX_COLUMNS} FROM inbox WHERE leader = ? ORDER BY id"
 

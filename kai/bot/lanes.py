@@ -139,7 +139,7 @@ class Lane:
 
 
 class Lanes:
-    """All users' queues. `agents` is the directory of the supervisors' sockets; the scheduler's is beside it."""
+    """All users' queues. `agents` is the directory of the supervisors' sockets; those of other units are beside it."""
 
     def __init__(
         self,
@@ -155,6 +155,7 @@ class Lanes:
         self.api, self.inbox, self.outbox, self.sender, self.places = api, inbox, outbox, sender, places
         self.agents, self.prompt, self.changed = agents, prompt, changed
         self.scheduler = Client(agents.parent / "scheduler.sock")
+        self.intake = Client(agents.parent / "intake.sock")
         self.command: Command = _no_command
         self.rejoin: set[int] = set()
         self.since = time.time()

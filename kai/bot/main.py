@@ -33,8 +33,6 @@ def main() -> None:
 async def serve(d: Daemon) -> None:
     try:
         config = load(d.config_dir)
-        if config.kai.telegram.mode != "polling":
-            raise Misconfigured(f"{d.config_dir}/kai.yaml: telegram.mode: webhook isn't available yet: set polling")
         token = credentials.read("kai-telegram-token")
         if not TOKEN.fullmatch(token):
             raise Misconfigured(

@@ -6,6 +6,8 @@ A notice is an outbox row of its own, stored in the same transaction as what it 
 from __future__ import annotations
 
 import time
+import zlib
+from datetime import UTC
 from typing import Final, NamedTuple
 
 from kai.bot.message import Body, Button, decode, plain
@@ -13,6 +15,7 @@ from kai.bot.tables import OutboxRow
 from kai.bot.tools import shorten
 from kai.config import Config
 from kai.lib import log
+from kai.lib.schedules import when
 
 AGAIN: Final = "again"
 """The first word of the data of the button Show again; the outbox row's id follows."""
@@ -78,6 +81,30 @@ def of_buried(config: Config, count: int) -> list[Notice]:
     stamp = f"{time.time():.3f}"
     return [
         Notice(admin.name, admin.telegram_id, f"buried/{stamp}/{admin.name}", body)
+        for admin in config.users
+        if admin.admin
+    ]
+
+
+def of_lock(config: Config, user: str, until: float) -> list[Notice]:
+    """To all admins: somebody has sent wrong codes in this user's chat."""
+    body = plain(
+        f"⚠ {user} is locked out until {when(until, UTC, time.time())} UTC: too many wrong codes. If it wasn't {user}, "
+        f"somebody else has that Telegram account. `kai totp unlock {user}` lets {user} try again."
+    )
+    return [
+        Notice(admin.name, admin.telegram_id, f"totp/locked/{user}/{until:.0f}/{admin.name}", body)
+        for admin in config.users
+        if admin.admin
+    ]
+
+
+def of_doubt(config: Config, user: str, reason: str) -> list[Notice]:
+    """To all admins, once an hour for each reason, its details aside: a gate that can't be asked stays closed."""
+    body = plain(f"⚠ Nothing of {user} is let in: {shorten(log.redact(reason), LONGEST_REASON)}")
+    stamp = f"{time.time() // 3600:.0f}/{zlib.crc32(reason.partition(':')[0].encode()):08x}"
+    return [
+        Notice(admin.name, admin.telegram_id, f"totp/doubt/{user}/{stamp}/{admin.name}", body)
         for admin in config.users
         if admin.admin
     ]

@@ -9,7 +9,7 @@ with a button, and only a person's hand makes it `stored` again.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 from kai.bot import notices
@@ -96,7 +96,8 @@ class Outbox:
 
         def work(db: sqlite3.Connection) -> list[OutboxRow]:
             state: InboxState = "refused" if row.error else "delivered"
-            db.execute("UPDATE inbox SET state = ?, changed = ? WHERE id = ?", (state, now(), row.id))
+            done = "UPDATE inbox SET state = ?, changed = ?, error = ? WHERE id = ?"
+            db.execute(done, (state, now(), row.error, row.id))
             query = "SELECT 1 FROM outbox WHERE inbox = ? AND kind = 'placeholder'"
             shown = db.execute(query, (row.id,)).fetchone()
             stored = []
@@ -105,6 +106,23 @@ class Outbox:
                 kind: NewKind = "final" if shown and not number else "control"
                 stored.append(_answer(db, self.bot, key, row, kind, message))
             return [one for one in stored if one is not None]
+
+        return await self.store.write(work)
+
+    async def note(self, row: InboxRow, name: str, message: Body) -> list[OutboxRow]:
+        """Store a message about a row, which stays as it is. The same one again stores nothing."""
+        stored = await self.store.write(lambda db: _answer(db, self.bot, f"{row.turn}/{name}", row, "control", message))
+        return [stored] if stored else []
+
+    async def expire(self, row: InboxRow, message: Body) -> list[OutboxRow]:
+        """No code came for what was held; nothing is stored when it isn't held any more."""
+
+        def work(db: sqlite3.Connection) -> list[OutboxRow]:
+            given_up = "UPDATE inbox SET state = 'expired', changed = ? WHERE id = ? AND state = 'held'"
+            if not db.execute(given_up, (now(), row.id)).rowcount:
+                return []
+            stored = _answer(db, self.bot, f"{row.turn}/expired", row, "control", message)
+            return [stored] if stored else []
 
         return await self.store.write(work)
 
@@ -248,12 +266,13 @@ class Outbox:
 
         return await self.store.write(work)
 
-    async def bury(self, users: Mapping[str, int]) -> list[OutboxRow]:
+    async def bury(self, users: Mapping[str, int], chats: Iterable[tuple[str, int]] = ()) -> list[OutboxRow]:
         """What is unsent of users who are no longer in the configuration becomes dead letters.
 
-        `users` gives the Telegram account of each name: what is for another account is another person's.
+        `users` gives the Telegram account of each name: what is for another account is another person's. `chats` are
+        users with other chats that their notices may go to.
         """
-        others, values = others_than(users)
+        others, values = others_than({*users.items(), *chats})
 
         def work(db: sqlite3.Connection) -> list[OutboxRow]:
             rows = _rows(db, f"state IN {UNSENT} AND {others}", *values)

@@ -11,16 +11,19 @@ from typing import Any
 from telegram.error import Conflict, InvalidToken, RetryAfter, TelegramError
 
 from kai.bot.api import POLL_TIMEOUT, Api, seconds
+from kai.bot.gate import Sorter
 from kai.bot.inbox import Inbox
-from kai.bot.intake import Intake
-from kai.bot.sparing import Sparing
 from kai.bot.tables import InboxRow
 from kai.lib.client import delays
 from kai.lib.log import printable
+from kai.lib.sparing import Sparing
 from kai.lib.store import StoreError
 
 REFUSED_PERIOD = 60.0
 """Seconds between two tries while Telegram refuses the token: nothing changes faster than an operator."""
+REFUSED = (
+    "Telegram refuses the token (401): put the right one into /etc/credstore/kai-telegram-token and restart kai-bot"
+)
 CONFLICT_PERIOD = 5.0
 CONFLICT_BORNE = 60.0
 """Seconds of conflict that are normal: a program that was killed holds its poll for up to 50 s."""
@@ -43,12 +46,12 @@ class Polling:
         self,
         api: Api,
         inbox: Inbox,
-        intake: Intake,
+        arrivals: Sorter,
         take: Callable[[list[InboxRow]], None],
         say: Callable[[str], None],
         alarm: Callable[[float], Awaitable[None]] = _nobody,
     ) -> None:
-        self.api, self.inbox, self.intake, self.take, self.say = api, inbox, intake, take, say
+        self.api, self.inbox, self.arrivals, self.take, self.say = api, inbox, arrivals, take, say
         self.alarm = alarm
         self.sparing = Sparing(logger)
         self.trouble = ""
@@ -71,12 +74,7 @@ class Polling:
                 waits, patience = delays(), POLL_TIMEOUT
                 continue
             except InvalidToken:
-                await self._pause(
-                    "token",
-                    "Telegram refuses the token (401): put the right one into /etc/credstore/kai-telegram-token "
-                    "and restart kai-bot",
-                    REFUSED_PERIOD,
-                )
+                await self._pause("token", REFUSED, REFUSED_PERIOD)
             except Conflict:
                 await self._conflict()
             except RetryAfter as error:
@@ -90,7 +88,7 @@ class Polling:
     async def _receive(self, updates: list[dict[str, Any]], offset: int) -> None:
         """Store a batch. Of one that fails for an unforeseen reason, each update alone: one must not hold up all."""
         try:
-            rows = await self.inbox.receive(self.intake.sort(self.api.parse(updates)), offset)
+            rows = await self.inbox.receive(self.arrivals.sort(self.api.parse(updates)), offset)
         except StoreError:
             raise
         except Exception:

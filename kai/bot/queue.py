@@ -37,7 +37,7 @@ SELECT 'o' || outbox.id AS id, outbox.user, outbox.state, outbox.kind, outbox.ch
        json_extract(outbox.body, '$.file.name') AS file, outbox.arrived,
        coalesce(inbox.bot || '.' || inbox.update_id, '') AS turn
 FROM outbox LEFT JOIN inbox ON inbox.id = outbox.inbox"""
-_OPEN_INBOX = f"(inbox.state IN {UNFINISHED} OR inbox.state = 'dead')"
+_OPEN_INBOX = f"(inbox.state IN {UNFINISHED} OR inbox.state IN ('held', 'dead'))"
 _OPEN_OUTBOX = f"(outbox.state IN {UNSENT} OR outbox.state IN ('unknown', 'dead')) AND outbox.kind != 'placeholder'"
 
 
@@ -146,7 +146,8 @@ class QueueDesk:
         waiting = self.lanes.of(entry.user).find(row_id=number) if entry.bot == self.outbox.bot else None
         if entry.state == "queued" and waiting:
             return bool(await self.lanes.drop(entry.user, row=waiting))
-        states = "'dead', 'interrupted'" if entry.bot == self.outbox.bot else "'dead', 'interrupted', 'queued'"
+        others = ", 'queued'" if entry.bot != self.outbox.bot else ""
+        states = f"'dead', 'interrupted', 'held'{others}"
         query = f"UPDATE inbox SET state = 'dropped', changed = ? WHERE id = ? AND state IN ({states})"
         if not await self.store.write(lambda db: db.execute(query, (now(), number)).rowcount):
             return False

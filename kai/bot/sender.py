@@ -17,9 +17,9 @@ from kai.bot.chat import Chat, Mode
 from kai.bot.message import Body, decode
 from kai.bot.notices import Notice
 from kai.bot.outbox import Outbox
-from kai.bot.sparing import Sparing
 from kai.bot.spool import Spool
 from kai.bot.tables import OutboxRow, OutboxState
+from kai.lib.sparing import Sparing
 from kai.lib.store import StoreError
 
 CLOSE_PATIENCE = 5.0

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from kai.bot.inbox import Inbox
 from kai.bot.jobnote import cancellable
 from kai.bot.lanes import Lanes
 from kai.bot.message import File, bodies, captioned
+from kai.bot.notify import Notices
 from kai.bot.outbox import Outbox
 from kai.bot.queue import QueueDesk
 from kai.bot.sender import Sender
 from kai.bot.spool import Spool, Unfit, display_name
 from kai.config import Config
-from kai.interfaces import Attachment, BotStatus, Deliver, Status, Stored
+from kai.interfaces import Attachment, BotStatus, Deliver, Notify, Status, Stored, Taken, TakeUpdate
 from kai.lib.peers import SCHEDULER, Peer
 from kai.lib.server import Handlers
 from kai.lib.store import StoreError
@@ -36,14 +37,23 @@ class Service:
         sender: Sender,
         spool: Spool,
         state: Callable[[], str],
+        let_in: Callable[[], list[str]],
+        take_update: Callable[[Peer, TakeUpdate], Awaitable[Taken]],
     ) -> None:
         self.config, self.lanes, self.outbox, self.sender, self.spool = config, lanes, outbox, sender, spool
-        self.state = state
+        self.state, self.let_in, self.take_update = state, let_in, take_update
         self.desk = QueueDesk(config, inbox, outbox, lanes, sender)
+        self.notices = Notices(config, outbox, sender)
         self.name = ""
 
     def handlers(self) -> Handlers:
-        return {Deliver: self.deliver, Status: self.status, **self.desk.handlers()}
+        return {
+            Deliver: self.deliver,
+            TakeUpdate: self.take_update,
+            Notify: self.notices.notify,
+            Status: self.status,
+            **self.desk.handlers(),
+        }
 
     async def deliver(self, peer: Peer, call: Deliver, descriptors: list[int]) -> Stored:
         """On disk when this returns; the same key of the same caller again gives the same row."""
@@ -105,4 +115,5 @@ class Service:
             running=running,
             unsent=counts.get("stored", 0) + counts.get("sending", 0),
             dead=counts.get("dead", 0) + counts.get("unknown", 0),
+            let_in=self.let_in(),
         )

@@ -6,7 +6,7 @@ kai-queue(5) tells what each state means, what leads to it, and what a crash in 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +16,7 @@ from kai.lib.store import Store
 
 InboxState = Literal[
     "received",
+    "held",
     "queued",
     "running",
     "answered",
@@ -25,6 +26,7 @@ InboxState = Literal[
     "interrupted",
     "continued",
     "refused",
+    "expired",
     "dropped",
     "dead",
 ]
@@ -32,7 +34,7 @@ OutboxState = Literal["stored", "sending", "sent", "unknown", "dead", "dropped"]
 Kind = Literal["turn", "command", "control", "edit"]
 
 UNFINISHED = "('received', 'queued', 'running', 'answered')"
-FINISHED = "('delivered', 'grouped', 'replaced', 'interrupted', 'continued', 'refused', 'dropped')"
+FINISHED = "('delivered', 'grouped', 'replaced', 'interrupted', 'continued', 'refused', 'expired', 'dropped')"
 UNSENT = "('stored', 'sending')"
 DEDUP_WINDOW = 7 * 86400
 """Seconds for which a finished row is kept, so that an update that comes again is known."""
@@ -75,9 +77,11 @@ CREATE TABLE notes (  -- the message that tells a user how many of his wait
     message INTEGER NOT NULL,
     PRIMARY KEY (bot, user)
 )"""
+_OF_HELD = "CREATE INDEX inbox_held ON inbox (bot, user) WHERE state = 'held'"
 _SCHEMA = f"""
 CREATE TABLE offsets (bot INTEGER PRIMARY KEY, next INTEGER NOT NULL);
 {_INBOX}
+{_OF_HELD};
 {_NOTES};
 CREATE TABLE outbox (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -121,6 +125,7 @@ INSERT INTO notes SELECT coalesce((SELECT bot FROM inbox ORDER BY id DESC LIMIT 
     FROM notes_2;
 DROP TABLE notes_2
 """,
+    3: _OF_HELD,
 }
 
 
@@ -178,12 +183,12 @@ OUTBOX_COLUMNS = ", ".join(OutboxRow.__struct_fields__)
 
 def open_tables(directory: Path) -> Store:
     """The database in the bot's state directory. Raises StoreError."""
-    return Store(directory / "queue.db", _SCHEMA, version=3, oldest=2, upgrades=_UPGRADES)
+    return Store(directory / "queue.db", _SCHEMA, version=4, oldest=2, upgrades=_UPGRADES)
 
 
-def others_than(users: Mapping[str, int]) -> tuple[str, list[str | int]]:
-    """A condition on rows of inbox and outbox: of none of these users and their Telegram accounts; and its values."""
-    pairs = sorted(users.items())
+def others_than(pairs: Iterable[tuple[str, int]]) -> tuple[str, list[str | int]]:
+    """A condition on rows of inbox and outbox: of none of these users and their chats; and its values."""
+    pairs = sorted(pairs)
     known = f"(user, chat) NOT IN (VALUES {', '.join(['(?, ?)'] * len(pairs))})" if pairs else "true"
     return known, [value for pair in pairs for value in pair]
 

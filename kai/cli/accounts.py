@@ -75,6 +75,7 @@ def groups_of(user: User) -> set[tuple[str, str]]:
         (user.supervisor_account, "kai-config"),
         (user.supervisor_account, "kai-bot-clients"),
         (user.supervisor_account, "kai-scheduler-clients"),
+        (user.supervisor_account, "kai-proxy-clients"),
     }
 
 

@@ -19,8 +19,25 @@ from kai.cli import accounts
 from kai.cli.host import Host, is_directory
 from kai.config import Config, User, check_accounts
 
-GROUPS = ("kai-config", "kai-bot-clients", "kai-agent-clients", "kai-scheduler-clients", "kai-model")
-DAEMONS = ("kai-bot.service", "kai-scheduler.service", "kai-proxy.service", "kai-agent@*.service")
+GROUPS = (
+    "kai-config",
+    "kai-bot-clients",
+    "kai-agent-clients",
+    "kai-scheduler-clients",
+    "kai-proxy-clients",
+    "kai-webhook-clients",
+    "kai-webhook-http",
+    "kai-github-clients",
+    "kai-model",
+)
+DAEMONS = (
+    "kai-bot.service",
+    "kai-scheduler.service",
+    "kai-totp.service",
+    "kai-proxy.service",
+    "kai-webhook.service",
+    "kai-agent@*.service",
+)
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -216,7 +233,7 @@ def _drop_ins(config: Config, host: Host) -> list[Step]:
     steps = []
     for user in config.users:
         hint = ""
-        if host.unit("is-active", f"kai-agent@{user.name}.service"):
+        if host.unit("is-active", _service(user.name)):
             hint = f" (the agent that is running takes it up at its next start: kai retire {user.name})"
         anchors = (_anchor(path, user, host) for path in accounts.visible(config, user))
         text = accounts.drop_in(config, user, accounts.topmost(filter(None, anchors)))
@@ -242,9 +259,10 @@ def _gone(users: Sequence[User], host: Host) -> list[Step]:
     known = (accounts.user_of(each.pw_name, each.pw_gecos.partition(",")[0]) for each in host.accounts())
     steps = []
     for name in sorted({name for name in known if name} - names):
-        socket, service, drop_in = f"kai-agent@{name}.socket", f"kai-agent@{name}.service", _drop_in_path(name)
-        if host.unit("is-enabled", socket) or host.unit("is-active", socket):
-            steps.append(Step(f"close {socket}", _call(host, "systemctl", "disable", "--now", socket)))
+        service, drop_in = _service(name), _drop_in_path(name)
+        for socket in _sockets_of(name):
+            if host.unit("is-enabled", socket) or host.unit("is-active", socket):
+                steps.append(Step(f"close {socket}", _call(host, "systemctl", "disable", "--now", socket)))
         if host.unit("is-active", service):
             steps.append(Step(f"stop {service}", _call(host, "systemctl", "stop", service)))
         if host.read(drop_in):
@@ -256,12 +274,30 @@ def _sockets(users: Sequence[User], host: Host) -> list[Step]:
     steps = []
     running = host.unit("is-active", "kai.target")
     for user in users:
-        unit = f"kai-agent@{user.name}.socket"
-        if not host.unit("is-enabled", unit):
-            steps.append(Step(f"enable {unit}", _call(host, "systemctl", "enable", unit)))
-        if running and not host.unit("is-active", unit):
-            steps.append(Step(f"open {unit}", _call(host, "systemctl", "start", unit)))
+        for unit in _sockets_of(user.name):
+            if not host.unit("is-enabled", unit):
+                steps.append(Step(f"enable {unit}", _call(host, "systemctl", "enable", unit)))
+            if running and not host.unit("is-active", unit):
+                steps += _open(unit, _service(user.name), host)
     return steps
+
+
+def _open(socket: str, service: str, host: Host) -> list[Step]:
+    """systemd opens no socket of a service that runs already, so that has to end: its turn may finish first."""
+    steps = [Step(f"open {socket}", _call(host, "systemctl", "start", socket))]
+    if host.unit("is-active", service):
+        text = f"stop {service}, which can't take up {socket} while it runs"
+        steps.insert(0, Step(text, _call(host, "systemctl", "stop", service)))
+    return steps
+
+
+def _service(name: str) -> str:
+    return f"kai-agent@{name}.service"
+
+
+def _sockets_of(name: str) -> tuple[str, ...]:
+    """The door for the daemons, and the one for his agent."""
+    return f"kai-agent@{name}.socket", f"kai-agent-api@{name}.socket"
 
 
 def _drop_in_path(name: str) -> Path:

@@ -6,7 +6,7 @@ import argparse
 import subprocess
 from collections.abc import Callable
 
-from kai.cli import check, jobs
+from kai.cli import check, jobs, servicekeys, totp, webhooks
 from kai.cli.fail import Failure, need_root
 from kai.cli.paths import config_dir
 from kai.lib.log import printable
@@ -64,5 +64,8 @@ CHECKS: dict[str, Callable[[], list[str]]] = {
     "configuration": configuration,
     "units": units,
     "jobs": timers,
+    "totp": totp.faults,
+    "services": servicekeys.faults,
+    "webhooks": webhooks.faults,
 }
 """In this order: what is wrong with the first may be why the next fails. Each gives its faults, or raises Failure."""

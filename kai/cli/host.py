@@ -83,6 +83,10 @@ class Host:
 
     def run(self, *command: str, why: str = "") -> None:
         """Run a program without a shell. Raises Failure with what it said."""
+        self.ask(*command, why=why)
+
+    def ask(self, *command: str, why: str = "") -> str:
+        """`run`, and what the program answers."""
         try:
             done = subprocess.run(
                 command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SECONDS, check=False
@@ -94,6 +98,7 @@ class Host:
         if done.returncode:
             said = (done.stderr or done.stdout).strip() or f"exit status {done.returncode}"
             raise Failure(f"`{' '.join(command)}` failed: {said}" + (f" ({why})" if why else ""))
+        return done.stdout.strip()
 
     def unit(self, question: str, unit: str) -> bool:
         """Ask systemctl: `is-active`, `is-enabled` or `is-failed`."""

@@ -49,11 +49,10 @@ KEYS: Mapping[str, str] = {
 
 SECRETS: Mapping[str, str] = {
     "TELEGRAM_BOT_TOKEN": "/etc/credstore/kai-telegram-token",
-    "TELEGRAM_WEBHOOK_SECRET": "/etc/credstore/kai-telegram-webhook-secret",
-    "WEBHOOK_SECRET": "/etc/credstore/kai-webhook-secret",
+    "WEBHOOK_SECRET": "/etc/credstore/kai-webhook/github",
     "ANTHROPIC_API_KEY": "/etc/credstore/kai-model-key",
-    "GITHUB_TOKEN": "/etc/credstore/kai-github-token",
-    "GH_TOKEN": "/etc/credstore/kai-github-token",
+    "GITHUB_TOKEN": "/etc/credstore/kai-github/token",
+    "GH_TOKEN": "/etc/credstore/kai-github/token",
 }
 
 _PER_USER = "set it for each user in users.yaml: {}"
@@ -76,7 +75,8 @@ WITHOUT: Mapping[str, str] = {
     "PR_REVIEW_COOLDOWN": "Kai has no cooldown: a newer push supersedes a running review",
     "PR_REVIEW_TIMEOUT_S": "kai.yaml has no such key",
     "PR_REVIEW_BUDGET_USD": "kai.yaml has no such key",
-    "WEBHOOK_PORT": "the port stands in the socket unit: systemctl edit kai-webhook.socket",
+    "WEBHOOK_PORT": "the port stands in the socket unit: systemctl edit kai-webhook-http.socket",
+    "TELEGRAM_WEBHOOK_SECRET": "kai-bot makes a secret of its own and tells Telegram",
     "VOICE_ENABLED": "kai.yaml has no key for voice",
     "TTS_ENABLED": "kai.yaml has no key for voice",
     "KAI_DATA_DIR": _PATHS,
@@ -224,8 +224,7 @@ def _carry(
         _warn(
             warnings,
             variable,
-            "mode webhook takes TELEGRAM_WEBHOOK_SECRET, else the value of WEBHOOK_SECRET, from "
-            f"{SECRETS['TELEGRAM_WEBHOOK_SECRET']}",
+            "mode webhook needs the reverse proxy to lead this address to kai-webhook: kai-webhook(8)",
         )
     if key == "agent.os_user" and _ids_count(variables) > 1:
         _warn(

@@ -1,4 +1,4 @@
-"""`kai jobs`: the operator's view of all jobs, and his hand on them. Asks the scheduler."""
+"""`kai jobs`: the operator's view of all jobs, and his hand on them. Asks the scheduler; for an agent, its API."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import json
 import re
 import sys
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import msgspec
 
+from kai.cli import agentapi, agentjobs
 from kai.cli.fail import Failure, need_root
 from kai.cli.paths import runtime_dir
 from kai.interfaces import (
@@ -39,6 +40,7 @@ SECONDS = 60.0
 """For an answer: with a thousand jobs, to compare or make all timers takes a while."""
 LONGEST_CELL, LONGEST_LINE = 80, 2000
 MOST_TIMES = 20
+NOTHING = "nothing to change is given"
 UNITS = {"s": 1, "sec": 1, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _SPAN = re.compile(r"(?:\s*(\d{1,9})\s*(s|sec|min|h|d|w))+\s*|\s*\d{1,9}\s*", re.ASCII)
 R = TypeVar("R", bound=msgspec.Struct)
@@ -51,9 +53,9 @@ def register(commands: argparse._SubParsersAction[Parser]) -> None:
     below = parser.add_subparsers(metavar="list | show | add | edit | remove | run | pause | resume | preview | check")
     _list_options(below.add_parser("list", help="the jobs, the next to run first"), suppress=True)
     add = below.add_parser("add", help="make a job for a user")
-    add.add_argument("--user", required=True, help="whose job it is")
+    add.add_argument("--user", default="", help="whose job it is; root has to say it")
     _job_options(add, new=True)
-    add.set_defaults(run=_add)
+    add.set_defaults(run=_add, parser=add)
     edit = below.add_parser("edit", help="change what is given of a job")
     edit.add_argument("id", type=number)
     _job_options(edit, new=False)
@@ -67,6 +69,8 @@ def register(commands: argparse._SubParsersAction[Parser]) -> None:
     ):
         one = below.add_parser(name, help=help_)
         one.add_argument("id", type=number, help="its number, as the list shows it")
+        if name != "run":
+            agentapi.json_option(one)
         one.set_defaults(run=run)
     preview = below.add_parser("preview", help="the next times of a schedule, by systemd's own calculation")
     _schedule_options(preview, required=True)
@@ -84,6 +88,7 @@ def _list_options(parser: Parser, *, suppress: bool = False) -> None:
     nothing = argparse.SUPPRESS if suppress else None
     parser.add_argument("--user", default=nothing or "", help="only this user's")
     parser.add_argument("--all", action="store_true", default=nothing or False, help="those that have ended too")
+    parser.add_argument("--json", action="store_true", default=nothing or False, help="an agent's: print JSON")
     parser.set_defaults(run=_list)
 
 
@@ -107,6 +112,7 @@ def _job_options(parser: Parser, *, new: bool) -> None:
     parser.add_argument("--workspace", help="where the agent works")
     parser.add_argument("--model", help="what it works with")
     parser.add_argument("--budget", type=usd, metavar="USD", help="what a run may cost")
+    agentapi.json_option(parser)
 
 
 def _schedule_options(parser: Parser, *, required: bool) -> None:
@@ -167,6 +173,8 @@ def _prompt(given: str | None) -> str | None:
 
 
 def _list(arguments: argparse.Namespace) -> int:
+    if agentapi.wanted():
+        return agentjobs.list_(arguments)
     found = _ask(ListJobs(user=arguments.user, ended=arguments.all))
     whose = f" of {printable(arguments.user, 40)}" if arguments.user else ""
     print(table(found.jobs) if found.jobs else f"There is no job{whose}.")
@@ -176,12 +184,18 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
+    if agentapi.wanted():
+        return agentjobs.show(arguments)
     print(whole(_ask(GetJob(id=arguments.id))))
     return 0
 
 
 def _add(arguments: argparse.Namespace) -> int:
-    need_root("kai jobs")  # before standard input is read
+    if agentapi.wanted():
+        agentapi.there()
+        return agentjobs.add(arguments, agentjobs.body(arguments, schedule(arguments), _prompt(arguments.prompt)))
+    if not arguments.user:
+        _wrong(arguments, "the following arguments are required: --user")
     kind, data = schedule(arguments) or ("", "")
     call = Add(
         name=arguments.name or "",
@@ -201,7 +215,12 @@ def _add(arguments: argparse.Namespace) -> int:
 
 
 def _edit(arguments: argparse.Namespace) -> int:
-    need_root("kai jobs")
+    if agentapi.wanted():
+        agentapi.there()
+        change = agentjobs.body(arguments, schedule(arguments), _prompt(arguments.prompt))
+        if not change:
+            _wrong(arguments, NOTHING)
+        return agentjobs.edit(arguments, change)
     kind, data = schedule(arguments) or (None, None)
     call = EditJob(
         id=arguments.id,
@@ -218,12 +237,18 @@ def _edit(arguments: argparse.Namespace) -> int:
         budget_usd=arguments.budget,
     )
     if call == EditJob(id=arguments.id):
-        parser: Parser = arguments.parser
-        parser.error("nothing to change is given")
+        _wrong(arguments, NOTHING)
     return _told(_ask(call))
 
 
+def _wrong(arguments: argparse.Namespace, what: str) -> NoReturn:
+    parser: Parser = arguments.parser
+    parser.error(what)
+
+
 def _remove(arguments: argparse.Namespace) -> int:
+    if agentapi.wanted():
+        return agentjobs.remove(arguments)
     _ask(RemoveJob(id=arguments.id))
     print(f"job {arguments.id}: removed")
     return 0
@@ -236,10 +261,14 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _pause(arguments: argparse.Namespace) -> int:
+    if agentapi.wanted():
+        return agentjobs.pause(arguments)
     return _told(_ask(PauseJob(id=arguments.id)))
 
 
 def _resume(arguments: argparse.Namespace) -> int:
+    if agentapi.wanted():
+        return agentjobs.resume(arguments)
     return _told(_ask(ResumeJob(id=arguments.id)))
 
 

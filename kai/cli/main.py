@@ -6,10 +6,31 @@ import argparse
 import sys
 
 import kai
-from kai.cli import check, doctor, imports, jobs, login, logs, queue, retire, sendfile, settings, status, users
+from kai.cli import (
+    check,
+    doctor,
+    imports,
+    jobs,
+    login,
+    logs,
+    mcp,
+    queue,
+    retire,
+    send,
+    sendfile,
+    service,
+    settings,
+    status,
+    totp,
+    users,
+    webhooks,
+)
 from kai.cli.fail import Failure
 
-COMMANDS = (status, check, doctor, users, settings, jobs, queue, sendfile, login, logs, retire, imports)
+COMMANDS = (
+    *(status, check, doctor, users, settings, jobs, queue, totp, webhooks, login, logs, retire, imports),
+    *(send, sendfile, service, mcp),
+)
 
 
 def build_parser() -> argparse.ArgumentParser:

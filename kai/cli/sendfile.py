@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 
-from kai.cli.fail import Failure, need_root
+from kai.cli import agentapi
+from kai.cli.fail import Failure
 from kai.cli.paths import config_dir, runtime_dir
 from kai.config import ConfigError, load
 from kai.interfaces import FileSent, SendFile
@@ -18,14 +20,18 @@ SECONDS = 300.0
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("send-file", help="send a file of an agent's to its user")
-    parser.add_argument("--user", required=True, help="whose chat and whose agent")
+    parser.add_argument("--user", default="", help="whose chat and whose agent; root has to say it")
     parser.add_argument("--caption", default="", help="a text beside it, in Markdown")
     parser.add_argument("path", help="in the agent's current workspace, or below the user's files")
+    agentapi.json_option(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    need_root("kai send-file")
+    if agentapi.wanted():
+        return _as_agent(arguments)
+    if not arguments.user:
+        raise Failure("--user is missing: whose agent's file is it?")
     try:
         users = [user.name for user in load(config_dir()).users]
     except ConfigError as error:
@@ -36,6 +42,13 @@ def run(arguments: argparse.Namespace) -> int:
     sent = asyncio.run(_ask(arguments.user, call))
     print(printable(f"{sent.name}, {sent.size} bytes, is on its way as o{sent.id}", 300))
     return 0
+
+
+def _as_agent(arguments: argparse.Namespace) -> int:
+    """A relative path is meant from where the command runs, as of every other command."""
+    body = {"path": os.path.abspath(arguments.path), "caption": arguments.caption, "user": arguments.user or None}  # noqa: PTH100 - links stay
+    sent = agentapi.ask("POST", "/api/send-file", body)
+    return agentapi.tell(arguments, sent, printable(f"{sent['file']} is on its way", 300))
 
 
 async def _ask(user: str, call: SendFile) -> FileSent:

@@ -7,6 +7,7 @@ import asyncio
 import subprocess
 from pathlib import Path
 
+from kai.cli import totpfiles
 from kai.cli.fail import Failure, need_root
 from kai.cli.paths import config_dir, runtime_dir
 from kai.config import ConfigError, load
@@ -28,16 +29,20 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _status() -> int:
-    code = 0
+    code, let_in = 0, ""
     try:
         bot = await Client(runtime_dir() / "bot.sock").call(Status(), timeout=5)
         name = f" as @{bot.name}" if bot.name else ""
         dead = f", {bot.dead} to decide on: see `kai queue`" if bot.dead else ""
         counts = f"{bot.users} users, {bot.running} running, {bot.queued} waiting, {bot.unsent} unsent{dead}"
         print(printable(f"bot      {bot.state}{name}, {counts}", 500))
+        let_in = f", let in now: {', '.join(bot.let_in) or 'nobody'}"
     except (Unavailable, Fault) as error:
         print(f"bot      not running: {printable(str(error))}: see `systemctl status kai-bot`")
         code = 1
+    if enrolled := totpfiles.FILES.users():
+        door = "" if active("kai-totp.socket") else ", no socket, so nothing of them is let through: `kai doctor`"
+        print(f"totp     {', '.join(enrolled)} enrolled{let_in}{door}")
     try:
         users = load(config_dir()).users
     except ConfigError as error:

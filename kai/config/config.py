@@ -10,9 +10,11 @@ from typing import Any, Literal
 import msgspec
 
 from kai.config import kaiyaml, workspaces
+from kai.config import services as servicelist
 from kai.config import users as userlist
 from kai.config.decode import Faults
 from kai.config.kaiyaml import Kai
+from kai.config.services import Service
 from kai.config.source import ConfigError, parse, read
 from kai.config.users import User
 from kai.config.workspaces import Workspace
@@ -40,6 +42,7 @@ class Config(msgspec.Struct, frozen=True):
     users: tuple[User, ...]
     workspaces: tuple[Workspace, ...] = ()
     given: frozenset[str] = frozenset()
+    services: tuple[Service, ...] = ()
 
     def user(self, name: str) -> User | None:
         """The user of that name."""
@@ -90,7 +93,7 @@ class Config(msgspec.Struct, frozen=True):
 
 
 def load(directory: Path) -> Config:
-    """Read kai.yaml, users.yaml and workspaces.yaml of a directory. Raises ConfigError with the first fault.
+    """Read a directory's kai.yaml, users.yaml, workspaces.yaml, services.yaml. Raises ConfigError with the first fault.
 
     Nothing is half-configured: with a fault in any file there is no Config.
     """
@@ -134,10 +137,15 @@ def _gather(directory: Path, home: Callable[[User], Path | None] | None) -> tupl
     places = None if place_faults else workspaces.build(place_data, place_faults)
     if kai is not None and users is not None and places is not None:
         workspaces.outside(places, users, kai.workspace_base, place_faults, home)
-    faults = kai_faults.found + user_faults.found + place_faults.found
-    if kai is None or users is None or places is None or faults:
+    service_data, service_faults, _ = _data(directory / servicelist.NAME)
+    services = None if service_faults else servicelist.build(service_data, service_faults)
+    if users is not None and services is not None:
+        servicelist.unknown_users(services, users, service_faults)
+    faults = kai_faults.found + user_faults.found + place_faults.found + service_faults.found
+    if kai is None or users is None or places is None or services is None or faults:
         return None, faults
-    return Config(kai=kai, users=users, workspaces=places, given=kaiyaml.given(kai_data)), []
+    given = kaiyaml.given(kai_data)
+    return Config(kai=kai, users=users, workspaces=places, given=given, services=services), []
 
 
 def _data(file: Path) -> tuple[Any, Faults, bool]:

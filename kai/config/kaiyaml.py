@@ -16,7 +16,10 @@ _ELSEWHERE = "secrets don't stand here: put it into {}, root-owned with mode 060
 _RENAMED = {
     "telegram.token": _ELSEWHERE.format("/etc/credstore/kai-telegram-token"),
     "telegram.bot_token": _ELSEWHERE.format("/etc/credstore/kai-telegram-token"),
-    "telegram.webhook_secret": _ELSEWHERE.format("/etc/credstore/kai-telegram-webhook-secret"),
+    "telegram.webhook_secret": "kai-bot makes it itself, and tells Telegram",
+    "webhook.secret": _ELSEWHERE.format("/etc/credstore/kai-webhook/github"),
+    "webhook.port": "it stands in the socket unit: systemctl edit kai-webhook-http.socket",
+    "github.token": _ELSEWHERE.format("/etc/credstore/kai-github/token"),
     "proxy.model.key": _ELSEWHERE.format("/etc/credstore/kai-model-key"),
     "proxy.model.api_key": _ELSEWHERE.format("/etc/credstore/kai-model-key"),
     "agent.api_key": _ELSEWHERE.format("/etc/credstore/kai-model-key"),
@@ -74,6 +77,26 @@ class Proxy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: Model = Model()
 
 
+class Api(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an agent may ask of Kai in a minute: requests of all kinds, and messages and files to its user's chat."""
+
+    requests: Annotated[int, rules.count(1, 100000, "a number of requests a minute")] = 300
+    messages: Annotated[int, rules.count(1, 100000, "a number of messages a minute")] = 30
+
+
+class Webhook(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The public https:// address of the reverse proxy before kai-webhook; below it are its paths, /webhook/github."""
+
+    url: rules.Url | None = None
+
+
+class Github(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where GitHub's API is, and the number of the GitHub App whose key kai-github holds, if there is one."""
+
+    api_base: rules.Url = "https://api.github.com"
+    app_id: Annotated[int, rules.count(1, 2**53, "the number of a GitHub App")] | None = None
+
+
 class Jobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is scheduled. `limit` is how many active jobs a user may have."""
 
@@ -101,7 +124,10 @@ class Kai(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     approvals: rules.Approvals = "auto"
     streaming: rules.Streaming = "edit"
     timezone: rules.Timezone | None = None
+    api: Api = Api()
     jobs: Jobs = Jobs()
+    webhook: Webhook = Webhook()
+    github: Github = Github()
     totp: Totp = Totp()
     file_retention_days: Annotated[int, rules.count(0, 36500, "a number of days")] = 0
     pr_review: rules.Switch = False

@@ -338,6 +338,7 @@ def parse(argv: list[str] | None, *, about: str | None, model: str) -> argparse.
     parser.add_argument("--system-prompt-snapshot", choices=["on", "off"], default="on")
     parser.add_argument("--setting-sources", default="")
     parser.add_argument("--strict-mcp-config", action="store_true")
+    parser.add_argument("--mcp-config", default="")  # taken as the CLI takes it; this agent calls no tools of others
     parser.add_argument("--state", default=os.environ.get("KAI_DEMO_AGENT_STATE", ""))
     parser.add_argument("--runs", default=os.environ.get("KAI_DEMO_AGENT_RUNS", ""))
     options = parser.parse_args(argv)

@@ -138,7 +138,7 @@ class Launcher:
         await self.stop()
 
     def units(self) -> list[Unit]:
-        """The set: the bot, and a supervisor for each user."""
+        """The set: the bot, a supervisor for each user, and the proxy for services."""
         interpreter, _ = python()
         bot = Unit(
             "kai-bot",
@@ -151,12 +151,21 @@ class Launcher:
             Unit(
                 f"kai-agent@{user['name']}",
                 (*interpreter, "-m", "kai.agent.main", str(user["name"]), "--one-uid"),
-                (("front", self.runtime / "agent" / f"{user['name']}.sock"),),
+                (
+                    ("front", self.runtime / "agent" / f"{user['name']}.sock"),
+                    ("api", self.runtime / "api" / f"{user['name']}.sock"),
+                ),
                 self._environment(f"users/{user['name']}/state"),
             )
             for user in self.users
         ]
-        return [bot, *agents]
+        proxy = Unit(
+            "kai-proxy",
+            (*interpreter, "-m", "kai.proxy.main", "--one-uid"),
+            (("services", self.runtime / "proxy.sock"),),
+            self._environment("proxy", CREDENTIALS_DIRECTORY=self.directory / "credentials"),
+        )
+        return [bot, *agents, proxy]
 
     def add(self, unit: Unit) -> None:
         """Open one more unit's sockets; it is started by its first connection, or by `restart`."""
@@ -191,6 +200,8 @@ class Launcher:
             self.runtime = self.borrowed = Path(tempfile.mkdtemp(prefix="kai-run-", dir="/tmp"))
         for name in ("etc", "credentials", "run", "state", "logs"):
             (self.directory / name).mkdir(mode=0o700, exist_ok=True)
+        for name in ("totp", "totp/enrolled"):  # nobody is
+            (self.directory / "state" / name).mkdir(mode=0o700, exist_ok=True)
         # JSON is YAML too, and the plainest kind of it
         self._write("etc/kai.yaml", json.dumps(self.settings, indent=2, ensure_ascii=False))
         self._write("etc/users.yaml", json.dumps({"users": self.users}, indent=2, ensure_ascii=False))

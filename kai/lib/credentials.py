@@ -13,14 +13,30 @@ NAME = re.compile(r"[a-z][a-z0-9._-]{0,63}")
 LARGEST = 64 * 1024
 
 
-def read(name: str) -> str:
+def of_directory(name: str) -> list[str]:
+    """The files of a directory that was handed over as credential `name`: systemd flattens it to `name_FILE`.
+
+    Read one with `read(f"{name}_{file}")`. Raises Misconfigured when the credentials can't be listed.
+    """
+    directory = os.environ.get("CREDENTIALS_DIRECTORY")
+    if not directory:
+        return []  # systemd sets it only where there is a credential
+    try:
+        found = os.listdir(directory)  # noqa: PTH208 - names, not paths
+    except OSError as error:
+        raise Misconfigured(f"credentials: {error.strerror}: restart the unit") from None
+    return sorted(each.removeprefix(f"{name}_") for each in found if each.startswith(f"{name}_"))
+
+
+def read(name: str, *, fix: str = "") -> str:
     """The credential's text without surrounding white space; registered so that no log line shows it.
 
-    Raises Misconfigured, naming the file that the operator has to write, when it is missing, empty or unreadable.
+    Raises Misconfigured with what the operator has to do (`fix`, or to write its file in the credential store) when it
+    is missing, empty or unreadable.
     """
     if not NAME.fullmatch(name):
         raise ValueError(f"credential name {name!r}: expected {NAME.pattern}")
-    fix = f"write it to /etc/credstore/{name} (root, 0600) and restart the unit"
+    fix = fix or f"write it to /etc/credstore/{name} (root, 0600) and restart the unit"
     directory = os.environ.get("CREDENTIALS_DIRECTORY")
     if not directory:
         raise Misconfigured(f"credential {name}: not handed over: {fix}")

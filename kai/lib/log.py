@@ -106,7 +106,7 @@ def start(identifier: str) -> None:
         handler = StderrHandler(identifier)
     logging.basicConfig(level=os.environ.get("KAI_LOG_LEVEL", "INFO"), handlers=[handler], force=True)
     logging.raiseExceptions = False
-    for chatty in ("httpx", "httpcore", "markdown_it", "tornado.access"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)  # httpx logs each URL, and the token is in it
+    for chatty in ("httpx", "httpcore", "markdown_it", "tornado.access", "telegram"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)  # the token is in a URL, a code may be in an update
     # A traceback for each page of a proxy's; whoever asked says what came of it.
     logging.getLogger("telegram.request.BaseRequest").setLevel(logging.CRITICAL)

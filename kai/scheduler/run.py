@@ -116,7 +116,7 @@ class Runner:
                 run.text = texts.reminder(row, run)
             elif run.state == "running":
                 await self._ask(row, run)
-            step = await self._end(row, run)
+            step = await self._end(row, run, by_timer=run.due > 0 and not asked)
             logger.info("run %d of job %d ended: %s", run.run, run.job, step.line)
         return step
 
@@ -147,14 +147,14 @@ class Runner:
 
     # ---- the end ----
 
-    async def _end(self, before: JobRow, run: Run) -> RunStep:
+    async def _end(self, before: JobRow, run: Run, *, by_timer: bool) -> RunStep:
         """Deliver what there is, and store the end. Raises StoreError."""
         row = await self.jobs.get(before.id)
         if row is None:
             return RunStep(line="the job was removed meanwhile", failed=True)
         # Before systemd is asked for the next time: somebody waits.
         refused = "" if run.error or not run.text else await self._deliver(row, run)
-        due = await self._next(row, run)
+        due = await self._next(row, run, by_timer=by_timer)
         once = row.schedule_type == "once" and (run.due > 0 or 0 < row.due <= now())  # its timer is used up
         last = row.schedule_type == "calendar" and row.state == "active" and due == 0
         over = row.revision == run.revision and (once or last or run.verdict == "met")
@@ -189,14 +189,15 @@ class Runner:
                 break
         return ""
 
-    async def _next(self, row: JobRow, run: Run) -> float | None:
+    async def _next(self, row: JobRow, run: Run, *, by_timer: bool) -> float | None:
         """When the job elapses next, in seconds since the epoch; 0 for never, None where that can't be told.
 
         A time that passed during a run which a timer began is the next one: systemd makes up for it at once (measured).
-        One that passed during a run which a hand began is taken by that run.
+        One that passed during a run which a hand began, or this scheduler for a time that was missed, is taken by that
+        run.
         """
         time = now()
-        timed = run.due > 0 and run.began > self.since
+        timed = by_timer and run.began > self.since
         if row.state != "active":
             return 0.0
         if row.schedule_type == "once":
