@@ -9,6 +9,7 @@ Without a rule of the test's own, the user's text says what the model does:
     slow: N TEXT        streams TEXT over N seconds         write: PATH TEXT calls Write, then tells its result
     echo-system         answers with the system prompt      echo-history     lists the user's texts of the session
     hang                never answers                       fail: STATUS     answers 401, 500, 529, …
+    call: TOOL JSON     calls that tool, then tells its result
     anything else       answers "You said: …"
 
 `GET /_log` gives the requests seen, keys included: it is a stand-in, so is the key. Requests are checked as strictly
@@ -48,7 +49,8 @@ _NOT_SAID = re.compile(  # what the client puts among the user's words
     re.DOTALL,
 )
 _CONVENTION = re.compile(
-    r"^(?:(?P<name>say|run|write|fail):[ ]?|slow:[ ]?(?P<seconds>[0-9.]+)[ ]|(?P<word>echo-system|echo-history|hang)$)",
+    r"^(?:(?P<name>say|run|write|fail|call):[ ]?|slow:[ ]?(?P<seconds>[0-9.]+)[ ]"
+    r"|(?P<word>echo-system|echo-history|hang)$)",
     re.MULTILINE,
 )
 _IMAGES = {
@@ -201,6 +203,9 @@ def by_convention(turn: Turn) -> Reply:
         case "write":
             path, _, content = rest.partition(" ")
             return Tool("Write", {"file_path": path, "content": content})
+        case "call":
+            name, _, given = rest.partition(" ")
+            return Tool(name, json.loads(given or "{}"))
         case "fail":
             known = rest.isdigit() and 400 <= int(rest) < 600
             return Error(int(rest)) if known else Error(400, f"fail: {rest!r} is not an error's status")

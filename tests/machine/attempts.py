@@ -262,6 +262,10 @@ def _methods() -> list[Attempt]:
             "kai.Bot": {"the bot": "/run/kai/bot.sock"},
             "kai.Scheduler": {"the scheduler": "/run/kai/scheduler.sock"},
             "kai.Timers": {"kai-timers": "/run/kai/timers.sock"},
+            "kai.Proxy": {"the proxy": "/run/kai/proxy.sock"},
+            "kai.Totp": {"the verifier": "/run/kai/totp.sock"},
+            "kai.Webhook": {"the intake": "/run/kai/intake.sock"},
+            "kai.GitHub": {"kai-github": "/run/kai/github.sock"},
             "kai.Agent": {"its own supervisor": "/run/kai/agent/$ME.sock", "the other's": "/run/kai/agent/$THEM.sock"},
         }[interface]
         for whose, path in doors.items():
@@ -274,6 +278,13 @@ def _methods() -> list[Attempt]:
 
 SOCKETS = [
     *_methods(),
+    py(
+        "asks the other's API",
+        "s = socket.socket(socket.AF_UNIX); s.settimeout(5); s.connect(f\"/run/kai/api/{E['THEM']}.sock\")\n"
+        "s.sendall(b'GET /health HTTP/1.1\\r\\nHost: kai\\r\\n\\r\\n'); worked(b' 200 ' in s.recv(100))",
+        THEY,
+    ),
+    moves("takes the place of the other's API", "/run/kai/api/$THEM.sock"),
     sh("connects to its own systemd's door", 'busctl --address="unix:path=/run/user/$UID/bus" list', SELF),
 ]
 

@@ -4,6 +4,7 @@ Telegram and a scripted model on loopback."""
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -121,8 +122,9 @@ class Host:
 
 
 @contextmanager
-def telegram() -> Iterator[tuple[ControlClient, str]]:
-    """The stand-in for Telegram, outside the container as the real one is."""
+def telegram(authority: Path | None = None) -> Iterator[tuple[ControlClient, str]]:
+    """The stand-in for Telegram, outside the container as the real one is. It trusts this authority's certificates."""
+    trust = {"SSL_CERT_FILE": str(authority)} if authority else {}
     with TemporaryDirectory() as name:
         (Path(name) / "token").write_text(TOKEN)
         program = [
@@ -134,7 +136,7 @@ def telegram() -> Iterator[tuple[ControlClient, str]]:
             "--port-file",
             f"{name}/port",
         ]
-        with subprocess.Popen(program, cwd=CHECKOUT, stdout=subprocess.DEVNULL) as process:
+        with subprocess.Popen(program, cwd=CHECKOUT, stdout=subprocess.DEVNULL, env={**os.environ, **trust}) as process:
             try:
                 while not (port := Path(name) / "port").exists():
                     assert process.poll() is None, "the Bot API stand-in did not start"
@@ -149,10 +151,10 @@ def telegram() -> Iterator[tuple[ControlClient, str]]:
 
 
 @contextmanager
-def host(suite: str, accounts: Mapping[str, str] = ACCOUNTS) -> Iterator[Host]:
+def host(suite: str, accounts: Mapping[str, str] = ACCOUNTS, *, authority: Path | None = None) -> Iterator[Host]:
     """A booted Debian with the accounts, the CLI and a copy of the checkout; Kai is not installed yet."""
     with (
-        telegram() as (client, url),
+        telegram(authority) as (client, url),
         MessagesAPI(key=KEY) as model,
         Machine.create(suite, binds={claude_cli.path(): "/usr/local/bin/claude"}) as machine,
     ):

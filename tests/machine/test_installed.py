@@ -152,12 +152,15 @@ def test_bob_does_not_see_alices_process_arguments(kai: Host) -> None:
 
 
 ACCOUNTS = {
-    "root": ("operator", {"bot", "scheduler", "timers", "alice", "bob"}),
-    "kai-bot": ("kai-bot", {"scheduler", "alice", "bob"}),
+    "root": ("operator", {"bot", "scheduler", "timers", "totp", "proxy", "intake", "github", "alice", "bob"}),
+    "kai-bot": ("kai-bot", {"scheduler", "totp", "intake", "alice", "bob"}),
     "kai-scheduler": ("kai-scheduler", {"bot", "scheduler", "timers", "alice", "bob"}),
     "kai-proxy": ("kai-proxy", set()),
-    "kai-u-alice": ("supervisor", {"bot", "scheduler"}),
-    "kai-u-bob": ("supervisor", {"bot", "scheduler"}),
+    "kai-totp": ("", set()),
+    "kai-webhook": ("kai-webhook", {"bot", "github"}),
+    "kai-github": ("kai-github", {"intake"}),
+    "kai-u-alice": ("supervisor", {"bot", "scheduler", "proxy"}),
+    "kai-u-bob": ("supervisor", {"bot", "scheduler", "proxy"}),
     "alice": ("inner", set()),
     "bob": ("inner", set()),
     "kai-w-carol": ("inner", set()),
@@ -170,11 +173,12 @@ ACCOUNTS = {
 @pytest.mark.parametrize("account", ACCOUNTS)
 def test_every_method_of_every_socket_is_open_to_exactly_its_callers(kai: Host, account: str) -> None:
     role, doors = ACCOUNTS[account]
-    for door in ("bot", "scheduler", "timers", "alice", "bob"):
+    named = {"intake": "kai.Webhook.", "github": "kai.GitHub."}
+    for door in ("bot", "scheduler", "timers", "totp", "proxy", "intake", "github", "alice", "bob"):
         one = door in ("alice", "bob")
         path = f"/run/kai/agent/{door}.sock" if one else f"/run/kai/{door}.sock"
         for name, method in sorted(ALL_METHODS.items()):
-            if not name.startswith("kai.Agent." if one else f"kai.{door.capitalize()}."):
+            if not name.startswith("kai.Agent." if one else named.get(door, f"kai.{door.capitalize()}.")):
                 continue
             answer = kai.varlink(account, path, name)
             if answer == "closed":  # the supervisor has just left, since it was asked to retire: clients come back
@@ -404,6 +408,9 @@ def test_every_unit_verifies_and_keeps_to_its_exposure(kai: Host) -> None:
         "kai-scheduler.service": 5,
         "kai-job@7.service": 5,
         "kai-timers.service": 10,
+        "kai-totp.service": 5,
+        "kai-webhook.service": 5,
+        "kai-github.service": 15,
         "kai-agent@alice.service": 30,
     }
     for unit, threshold in units.items():

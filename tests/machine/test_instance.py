@@ -176,7 +176,7 @@ def test_stop_ends_a_command_of_the_agent_and_leaves_no_process(kai: Host) -> No
     began = time.monotonic()
     kai.say("alice", "/stop")
     kai.answer("alice", "Stopped", after=after)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
     kai.machine.wait_for(lambda: kai.machine.run("pgrep -f 'sleep 4711'", check=False).out == "", 10, what="it is gone")
     assert "still here" in kai.ask("alice", "say: still here", "still here")
 
@@ -196,7 +196,8 @@ def test_an_agent_killed_for_its_memory_leaves_the_user_told_and_nothing_behind(
 def test_the_environment_that_a_tool_sees_holds_no_secret(kai: Host) -> None:
     told = kai.ask("alice", "run: env | sort", "HOME=")
     print(told)
-    names = set(re.findall(r"^([A-Z_]+)=", told, re.MULTILINE))
+    assert "KAI_API=/run/kai/api/alice.sock" in told
+    names = set(re.findall(r"^([A-Z_]+)=", told, re.MULTILINE)) - {"KAI_API"}
     assert {"HOME", "PATH", "USER"} <= names
     assert not {name for name in names if re.search(r"KAI|TELEGRAM|CREDENTIAL|LISTEN|NOTIFY|SUDO_COMMAND", name)}
     assert re.findall(r"sk-ant|7654321:", told) == []

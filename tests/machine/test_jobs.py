@@ -79,7 +79,7 @@ def test_a_reminder_is_a_timer_and_comes_at_its_time(kai: Host) -> None:
     job = add(kai, "--prompt", "water the plants", "--at", local(kai, 8))
     assert f"kai-job@{job}.timer" in timers(kai)
     wait_delivered(kai, "water the plants", timeout=30)
-    assert time.time() - due < 3
+    assert time.time() - due < 10
     assert len(delivered(kai, "water the plants")) == 1
     kai.machine.wait_for(lambda: f"kai-job@{job}.timer" not in timers(kai), 20, what="the timer is gone")
     assert kai.machine.journal(f"kai-job@{job}.service"), "its unit has a log"

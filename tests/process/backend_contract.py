@@ -444,7 +444,7 @@ class BackendContract:
         (process,) = children()
         began = time.monotonic()
         assert await backend.close() == "left"
-        assert time.monotonic() - began < 1.5
+        assert time.monotonic() - began < 5
         assert not alive(process)
         assert not backend.alive
         assert await backend.close() == "left"
@@ -456,7 +456,7 @@ class BackendContract:
         began = time.monotonic()
         assert await backend.close() == "killed"
         assert time.monotonic() - began < 10
-        done = (await asyncio.wait_for(turn, 2))[-1]
+        done = (await asyncio.wait_for(turn, 20))[-1]
         assert done.outcome == "failed"
         assert not children()
         assert await backend.close() == "killed"
@@ -470,9 +470,9 @@ class BackendContract:
             asked.set()
 
         turn = asyncio.create_task(converse(backend, engine.run("touch made"), decide=wait))
-        await asyncio.wait_for(asked.wait(), 10)
+        await asyncio.wait_for(asked.wait(), 30)
         await backend.close()
-        assert (await asyncio.wait_for(turn, 2))[-1].kind == "done"
+        assert (await asyncio.wait_for(turn, 20))[-1].kind == "done"
         assert not (engine.context.workspace / "made").exists()
 
     async def test_a_death_in_a_turn_fails_it_and_the_session_goes_on(self, engine: Engine, start: Start) -> None:

@@ -96,6 +96,12 @@ class Chat:
         """The agent's processes and their descendants, wherever they went: all have the mark and the workspace."""
         return [pid for pid in running(self.mark) if _directory(pid) == str(self.base / "work")]
 
+    async def has_processes(self, count: int, within: float = 10.0) -> None:
+        """Those that were left behind are there a moment after the agent said so."""
+        async with asyncio.timeout(within):
+            while len(self.processes()) != count:
+                await asyncio.sleep(0.02)
+
     async def nothing_left(self, within: float = 5.0) -> None:
         async with asyncio.timeout(within):
             while self.processes():

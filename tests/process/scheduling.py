@@ -149,14 +149,21 @@ class Scheduler:
 async def scheduler(path: Path, *jobs: Job) -> AsyncIterator[Scheduler]:
     """Takes the place of the scheduler at this socket."""
     made = Scheduler(*jobs)
+    async with answering(path, made.handlers()):
+        yield made
+
+
+@asynccontextmanager
+async def answering(path: Path, handlers: Handlers) -> AsyncIterator[None]:
+    """Answers calls at this socket."""
     path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(os.fspath(path))
         listening.listen(128)
         listening.setblocking(False)
         daemon = Daemon("test", {"front": listening}, instance="", one_uid=True)
-        server = Server(daemon, "front", Peers(one_uid=True), made.handlers())
-        yield made
+        server = Server(daemon, "front", Peers(one_uid=True), handlers)
+        yield
         for let_go in daemon.on_idle:
             let_go()
         await asyncio.sleep(0)

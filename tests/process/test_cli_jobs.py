@@ -13,22 +13,26 @@ from typing import Any
 
 import pytest
 
-from kai.cli import check, doctor, jobs, main
+from kai.cli import check, doctor, jobs, main, webhooks
 from kai.interfaces import (
     Add,
     EditJob,
     GetJob,
+    IntakeState,
     ListJobs,
     PauseJob,
     PreviewJob,
+    ReadIntake,
     Reconcile,
     RemoveJob,
     ResumeJob,
+    RetryDeliveries,
     RunRecord,
     TriggerJob,
 )
+from kai.lib.peers import Peer
 
-from .scheduling import Scheduler, job, scheduler
+from .scheduling import Scheduler, answering, job, scheduler
 
 Kai = Callable[..., Awaitable[str]]
 DUE = 1_800_000_000.0
@@ -275,17 +279,58 @@ def systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return said
 
 
+@pytest.fixture
+async def intake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[IntakeState]:
+    """What kai-webhook says of itself."""
+    monkeypatch.setattr(webhooks, "need_root", lambda _: None)
+    said = IntakeState(endpoint="https://kai.example.org/webhook/github", github=True)
+
+    async def answer(peer: Peer, call: Any) -> IntakeState:
+        if isinstance(call, RetryDeliveries):
+            said.failed, said.given_up = 0, []
+        return said
+
+    async with answering(tmp_path / "run/intake.sock", {ReadIntake: answer, RetryDeliveries: answer}):
+        yield said
+
+
+async def test_the_state_of_the_intake_is_shown_and_what_was_given_up_tried_again(
+    other: Scheduler, kai: Kai, intake: IntakeState
+) -> None:
+    assert (await kai("webhooks")).splitlines() == [
+        "endpoint  https://kai.example.org/webhook/github",
+        "github    open",
+        "generic   closed: no secret in /etc/credstore/kai-webhook/generic",
+        "last      none yet",
+        "waiting   0",
+        "given up  0",
+    ]
+    intake.failed, intake.given_up, intake.trouble = 2, ["a-b", "c\x1b[31m"], "the bot is away"
+    intake.stored, intake.oldest_at, intake.last, intake.last_at = 5, time.time() - 600, "push", time.time() - 60
+    lines = (await kai("webhooks", code=1)).splitlines()
+    assert lines[3].startswith("last      push, 1 min") and lines[4].startswith("waiting   5, the oldest since 10 min")
+    assert lines[5:] == [
+        "given up  2: `kai webhooks --retry` tries again", "          a-b", "          c [31m",
+        "trouble   the bot is away",
+    ]  # fmt: skip
+    intake.trouble = ""
+    assert "given up  0" in await kai("webhooks", "--retry")
+
+
 async def test_the_doctor_finds_nothing_where_nothing_is_wrong(
-    other: Scheduler, kai: Kai, systemctl: Path, monkeypatch: pytest.MonkeyPatch
+    other: Scheduler, kai: Kai, systemctl: Path, intake: IntakeState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(check, "faults", lambda _: [])
-    assert (await kai("doctor")).splitlines() == ["ok     configuration", "ok     units", "ok     jobs"]
+    assert (await kai("doctor")).splitlines() == [
+        f"ok     {name}" for name in ("configuration", "units", "jobs", "totp", "services", "webhooks")
+    ]
     assert other.calls == [Reconcile(look=True)]
 
 
 async def test_the_doctor_has_a_line_for_every_fault_and_looks_on(
-    other: Scheduler, kai: Kai, systemctl: Path, tmp_path: Path
+    other: Scheduler, kai: Kai, systemctl: Path, intake: IntakeState, tmp_path: Path
 ) -> None:
+    intake.failed, intake.endpoint = 3, ""
     (tmp_path / "etc/users.yaml").write_text("users: [{telegram_id: x, name: alice}, {telegram_id: 2, nome: bob}]\n")
     systemctl.write_text("kai-bot.service loaded failed failed Kai bot\nkai-job@7.service loaded failed failed x\n")
     other.found = ["job 7 has no timer"]
@@ -295,6 +340,11 @@ async def test_the_doctor_has_a_line_for_every_fault_and_looks_on(
         "fault  units          kai-bot.service has failed: see `systemctl status kai-bot.service`",
         "fault  units          kai-job@7.service has failed: see `systemctl status kai-job@7.service`",
         "fault  jobs           job 7 has no timer; `kai jobs check --repair` puts it right",
+        "ok     totp",
+        "ok     services",
+        "fault  webhooks       3 deliveries were given up: see `kai webhooks`",
+        "fault  webhooks       there is a secret for GitHub and no webhook.url in kai.yaml: /github add can't tell the "
+        "address",
     ]
 
 

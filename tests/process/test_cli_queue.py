@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from kai.cli import main, queue, sendfile
+from kai.cli import agentapi, main, queue
 from kai.interfaces import Details, Drop, Entries, Entry, FileSent, Queue, Retry, SendFile, Show
 from kai.lib.daemon import Daemon
 from kai.lib.peers import Peer, Peers
@@ -73,8 +73,8 @@ async def other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     (tmp_path / "etc/users.yaml").write_text("users: [{telegram_id: 1, name: alice}, {telegram_id: 2, name: bob}]\n")
     monkeypatch.setenv("CONFIGURATION_DIRECTORY", os.fspath(tmp_path / "etc"))
     monkeypatch.setenv("KAI_RUNTIME_DIRECTORY", os.fspath(tmp_path / "run"))
-    for module in (queue, sendfile):
-        monkeypatch.setattr(module, "need_root", lambda _: None)
+    monkeypatch.setattr(queue, "need_root", lambda _: None)
+    monkeypatch.setattr(agentapi, "wanted", lambda: False)
     made = Other()
     daemons = []
     with ExitStack() as stack:

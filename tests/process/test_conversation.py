@@ -197,7 +197,9 @@ async def test_one_turn_can_be_followed_through_all_units_by_its_id(stage: Stage
 
 
 async def test_the_status_line_says_what_the_bot_does(stage: Stage) -> None:
-    await stage.api.wait_for(lambda: "polling as @" in stage.status(), timeout=5)
+    async with asyncio.timeout(20):
+        while "polling as @" not in stage.status():
+            await asyncio.sleep(0.05)
     assert "2 users, queue 0" in stage.status()
 
 

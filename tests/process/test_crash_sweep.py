@@ -17,6 +17,7 @@ from .crash.sweep import Report, Sweep
 from .crash.units import BOT, Plan, Zygote
 
 SEEDS = range(1, 17)
+BY_WEBHOOK = range(17, 21)
 KILLS = 65
 """Of each seed: with sixteen of them, more than a thousand."""
 OF_BOT = [(kind, moment) for kind in ("commit", "request", "call") for moment in ("before", "after")]
@@ -53,6 +54,15 @@ async def test_whatever_is_killed_nothing_is_lost_and_nothing_happens_twice(zygo
     report = await Sweep(zygote, seed, wanted=KILLS, within=80).run()
     assert not report.wrong, str(report)
     assert report.killed >= KILLS, f"only {report.killed} kills in {report.seconds:.0f} s"
+    assert report.verdict.answered > len(report.said.prompts) / 8, "most prompts were only cut off: it tells too little"
+
+
+@pytest.mark.parametrize("seed", BY_WEBHOOK)
+async def test_that_holds_where_telegram_posts_the_updates_too(zygote: Zygote, seed: int) -> None:
+    report = await Sweep(zygote, seed, wanted=KILLS, within=80, webhook=True).run()
+    assert not report.wrong, str(report)
+    assert report.killed >= KILLS, f"only {report.killed} kills in {report.seconds:.0f} s"
+    assert any(point.startswith("kai-webhook") for point in report.points), "the door was killed too"
     assert report.verdict.answered > len(report.said.prompts) / 8, "most prompts were only cut off: it tells too little"
 
 

@@ -19,6 +19,7 @@ import pytest
 
 from kai.agent import door as the_door
 from kai.agent import sending
+from kai.agent.sending import Unsendable
 from kai.config import User
 from kai.demo.launcher import python
 from kai.interfaces import Attachment, Deliver, Event, FileSent, Join, Part, SendFile, Start, Stored, UnknownTurn
@@ -295,7 +296,7 @@ async def test_what_is_not_to_be_sent_is_refused_with_its_reason(
     desk: Desk, make: Callable[[Desk], None], path: str, reason: str
 ) -> None:
     make(desk)
-    with pytest.raises(InvalidParameter, match=f"(?s)^path: .*{reason}") as refused:
+    with pytest.raises(Unsendable, match=f"(?s)^path: .*{reason}") as refused:
         await asyncio.wait_for(desk.send(path.format(base=desk.base, work=desk.work)), 20)
     assert "\n" not in str(refused.value)
     assert desk.bot.got == []
@@ -313,7 +314,7 @@ async def test_history_memory_and_state_stay_even_where_a_workspace_reaches_them
         (desk.base.parent / "way/alice", f"{name}/bad"),
     ]
     for workspace, path in wanted:
-        with pytest.raises(InvalidParameter, match=f"lies in {desk.base}/{name}, and nothing is given out from there"):
+        with pytest.raises(Unsendable, match=f"lies in {desk.base}/{name}, and nothing is given out from there"):
             await desk.send(path, workspace=workspace)
     (desk.base / f"{name}-notes").write_text("another name")
     assert (await desk.send(f"{name}-notes", workspace=desk.base)).size == 12
@@ -331,7 +332,7 @@ async def test_a_file_that_the_agent_may_not_read_is_refused(desk: Desk) -> None
     (desk.work / "closed").chmod(0)
     if os.geteuid() == 0:  # who may read everything
         desk.door = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--", *desk.door)
-    with pytest.raises(InvalidParameter, match="the agent's account has no right to it"):
+    with pytest.raises(Unsendable, match="the agent's account has no right to it"):
         await desk.send("closed")
 
 
@@ -356,7 +357,7 @@ async def test_a_link_that_is_swapped_in_meanwhile_gives_nothing_away(desk: Desk
         for _ in range(20):
             try:
                 await desk.send("f")
-            except InvalidParameter as error:
+            except Unsendable as error:
                 assert "symbolic link" in str(error) or "no such file" in str(error)
                 refused += 1
     finally:

@@ -117,12 +117,12 @@ async def test_a_large_file_is_never_whole_in_memory_and_holds_up_no_command(sta
     await deliver(stage, b"x", "warm-up", key="0")
     await arrived(stage)
     before = peak(stage)
-    stage.api.add_fault(Fault(kind="hold", method="sendDocument", seconds=3))
+    stage.api.add_fault(Fault(kind="hold", method="sendDocument", seconds=6))
     await deliver(stage, b"x", "large.bin", size=BIG, key="1")
     await bot(stage).call(Deliver(key="2", user="alice", text="behind the file"))
     await stage.api.wait_for(lambda: len(stage.api.calls("sendDocument")) == 2, timeout=30)
     stage.say("/help")
-    await stage.answer("/stats", timeout=2.5)
+    await stage.answer("/stats", timeout=5)
     assert not any("behind" in text for text in stage.shown()), "messages keep their order"
     (_, large) = await arrived(stage, 2)
     assert large.wire["document"]["file_size"] == BIG

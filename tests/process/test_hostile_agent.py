@@ -200,7 +200,7 @@ async def test_an_agent_that_heeds_neither_end_of_input_nor_sigterm_is_killed(
     (pid,) = running(os.fspath(tmp_path / "agent"))
     began = time.monotonic()
     await backend.close()
-    assert 6 < time.monotonic() - began < 10
+    assert 6 < time.monotonic() - began < 20
     assert not alive(pid)
 
 
@@ -424,7 +424,7 @@ async def test_what_is_taken_back_is_withdrawn_and_its_answer_goes_nowhere(agent
     ],
 )
 async def test_questions_of_wrong_types_do_no_harm(agent: Make, backend: ClaudeBackend, broken: object) -> None:
-    script = f"begin(); hear()\nfor n in range(3): say({broken!r})\ntext('fine'); result(); hear()"
+    script = f"begin(); hear()\nfor n in range(3): say({broken!r})\ntext('fine'); result()\nwhile hear(): pass"
     await backend.start(changed(agent(script), ask=True))
     _, done = await asked(backend)
     assert (done.outcome, done.text) == ("ok", "fine")

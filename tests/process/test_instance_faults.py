@@ -247,7 +247,7 @@ async def test_a_turn_whose_caller_goes_away_while_it_is_entered_still_runs(worl
 
 async def test_a_second_caller_of_a_turn_that_is_over_gets_its_answer_too(world: World) -> None:
     await world.say(turn="1.50")
-    first, second = await asyncio.wait_for(asyncio.gather(world.start("1.50"), world.start("1.50")), 5)
+    first, second = await asyncio.wait_for(asyncio.gather(world.start("1.50"), world.start("1.50")), 20)
     assert first.text == second.text == "answer"
 
 
@@ -315,7 +315,7 @@ async def test_a_stop_while_the_old_process_ends_waits_for_no_end_and_breaks_non
     asked = asyncio.create_task(world.say(turn="1.60"))
     await world.at("close")
     await world.supervisor.stop(PEER, Stop(turn="1.60"))
-    assert (await asyncio.wait_for(asked, 1)).outcome == "interrupted"
+    assert (await asyncio.wait_for(asked, 20)).outcome == "interrupted"
     world.let("close")
     assert (await world.say()).outcome == "ok"
     assert not world.supervisor.retiring
@@ -354,7 +354,7 @@ async def test_a_stop_reaches_a_turn_that_waits_for_the_end_of_the_one_before(
     while world.seat.state != "starting":
         await asyncio.sleep(0)
     await world.supervisor.stop(PEER, Stop(turn="1.81"))
-    assert (await asyncio.wait_for(second, 1)).outcome == "interrupted"
+    assert (await asyncio.wait_for(second, 20)).outcome == "interrupted"
 
 
 async def test_a_clock_that_is_set_ends_no_tool_call(monkeypatch: pytest.MonkeyPatch) -> None:

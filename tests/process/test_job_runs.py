@@ -56,7 +56,7 @@ def kill(here: JobSet, unit: str) -> None:
 
 
 async def test_a_reminder_comes_once_and_at_its_time(here: JobSet) -> None:
-    job = await here.add("water the plants", 1)
+    job = await here.add("water the plants", 4)
     assert await here.known() == {job.id}
     await here.delivered("water the plants")
     assert abs(time.time() - job.next) < 3
@@ -252,13 +252,14 @@ async def test_a_run_longer_than_its_interval_is_not_doubled_and_the_missed_time
     stages: Stages, tmp_path: Path, schedule: dict[str, Any]
 ) -> None:
     here = JobSet(await stages(runs=tmp_path / "runs"))
+    await asyncio.sleep(-(time.time() - 2) % 10)  # away from the whole ten seconds, at which the timer is being made
     job = await here.add("slow 60", schedule, job_type="agent")
     await here.ended(job.id, 2, within=90)
     begun = sorted((run.began, run.ended) for run in (await here.get(job.id)).runs if run.ended)
     assert all(ended <= began for (_, ended), (began, _) in itertools.pairwise(begun))
     second = next(run for run in (await here.get(job.id)).runs if run.run == 2)
     assert 0 < second.due <= second.began, "its time is the one that had passed"
-    assert second.began - begun[0][1] < 3
+    assert second.began - begun[0][1] < 5.5
     await here.call(RemoveJob(id=job.id))
 
 

@@ -344,7 +344,7 @@ async def test_a_job_is_the_schedulers_to_name(tmp_path: Path, peer: Peer, may: 
     outbox, sent = Outbox(store, 1), list[Any]()
     sender: Any = SimpleNamespace(put=lambda *rows: sent.extend(rows))
     unused: Any = None
-    service = Service(lambda: config, unused, outbox, unused, sender, unused, lambda: "")
+    service = Service(lambda: config, unused, outbox, unused, sender, unused, lambda: "", list, unused)
     try:
         await service.deliver(peer, Deliver("k", "alice", "hello", job=7), [])
     except PermissionDenied as refusal:

@@ -204,7 +204,7 @@ async def test_a_daemon_that_ignores_sigterm_is_killed(launcher: Tried) -> None:
     pid, child, *_ = await ask(launcher.path("stubborn"))
     began = time.monotonic()
     await launcher.stop()
-    assert 1.0 <= time.monotonic() - began < 5.0
+    assert 1.0 <= time.monotonic() - began < 20
     assert is_gone(int(pid))
     assert is_gone(int(child))
 

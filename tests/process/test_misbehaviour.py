@@ -87,7 +87,7 @@ async def test_a_death_in_a_turn_is_told_and_costs_neither_text_nor_session(chat
 async def test_children_that_ignore_sigterm_stay_after_a_good_turn_and_go_with_the_supervisor(chats: Chats) -> None:
     chat = chats.fresh()
     await chat.ask("children", "turn 1")
-    assert len(chat.processes()) == 4
+    await chat.has_processes(4)
     await goes_on(chat, turn=2)
     await end(chat, turns=2)
 
@@ -174,7 +174,7 @@ async def test_an_agent_that_ignores_interrupt_end_of_input_and_sigterm_is_kille
     chat = chats.fresh()
     chat.say("children immortal")
     await chat.growing("so far")
-    assert len(chat.processes()) == 4
+    await chat.has_processes(4)
     said, seconds = await chat.stop()
     assert said == f"so far\n\n⏹ Stopped. {RESUMES}"
     assert 17 < seconds < 30

@@ -143,14 +143,14 @@ async def test_a_running_row_that_waits_for_a_repair_can_be_stopped(stage: Stage
 
 async def test_a_refused_token_buries_no_answer(stage: Stage) -> None:
     await warm(stage)
-    stage.say("slow 8")
+    stage.say("slow 40")
     await stage.growing("word2")
     stage.api.add_fault(Fault(kind="unauthorized", count=None))
     await asyncio.sleep(4)
     stage.api.faults.clear()
     await stop(stage)
     await stage.launcher.restart("kai-bot")
-    await stage.answer("word8", timeout=30)
+    await stage.answer("word40", timeout=30)
 
 
 async def test_a_session_survives_the_death_of_its_supervisor_in_the_first_turn(stage: Stage) -> None:

@@ -277,7 +277,7 @@ async def test_a_stop_does_not_wait_for_an_agent_that_never_begins_but_the_next_
     began = time.monotonic()
     await here.stop()
     done = await turn
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 20, "a start may take 30 s"
     assert (done.outcome, done.error) == ("interrupted", "")
     (old,) = here.processes()
     again = here.begin("hello")
@@ -394,7 +394,7 @@ async def test_a_job_that_is_stopped_while_its_agent_starts_ends_at_once(make: M
     while not here.processes():
         await asyncio.sleep(0.01)
     assert (await here.supervisor.stop(PEER, Stop("job:7:2"))).stopping
-    assert (await asyncio.wait_for(job, 3)).outcome == "interrupted"
+    assert (await asyncio.wait_for(job, 20)).outcome == "interrupted"
     with pytest.raises(Busy, match="last run of job 7"):
         await here.begin_job(3, "hello")
     await here.job_over()

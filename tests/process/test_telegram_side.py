@@ -260,7 +260,7 @@ async def test_while_another_program_polls_it_stays_and_says_so_and_answers_with
     stage.api.faults.remove(fault)
     began = time.monotonic()
     await stage.answer("after-the-conflict")
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 15
 
 
 # ---- what the operator decides ----

@@ -149,7 +149,7 @@ def test_a_user_gets_accounts_groups_directories_a_rule_and_a_socket(host: FakeH
     assert host.groups["kai-u-alice"].gr_mem == ["alice"]
     assert host.groups["kai-u-bob"].gr_mem == ["kai-w-bob"]
     assert sorted(host.groups["kai-model"].gr_mem) == ["alice", "kai-w-bob"]
-    for name in ("kai-config", "kai-bot-clients", "kai-scheduler-clients"):
+    for name in ("kai-config", "kai-bot-clients", "kai-scheduler-clients", "kai-proxy-clients"):
         assert sorted(host.groups[name].gr_mem) == ["kai-u-alice", "kai-u-bob"]
     assert host.groups["kai-agent-clients"].gr_mem == []
     assert {"kai-agent@alice.socket", "kai-agent@bob.socket"} <= host.enabled & host.active
@@ -298,7 +298,7 @@ def test_an_account_name_that_means_something_else_to_sudo_is_refused(host: Fake
 def test_no_socket_is_opened_while_kai_is_stopped(host: FakeHost) -> None:
     host.active.clear()
     carry_out(of(ALICE), host)
-    assert host.enabled == {"kai-agent@alice.socket"}
+    assert host.enabled == {"kai-agent@alice.socket", "kai-agent-api@alice.socket"}
     assert host.active == set()
 
 

@@ -106,7 +106,7 @@ def test_the_table_has_the_originals_variable_beside_its_key(variable: str, key:
 def test_the_page_says_which_credential_holds_a_secret(variable: str, file: str) -> None:
     text = (ROOT / "man/kai.yaml.5").read_text()
     if variable != "GH_TOKEN":
-        assert f".It Ev {variable} Ta Pa {Path(file).name}\n" in text
+        assert f".It Ev {variable} Ta Pa {Path(file).relative_to('/etc/credstore')}\n" in text
 
 
 def test_the_default_identity_tells_the_agent_to_keep_its_memory() -> None:

@@ -71,6 +71,7 @@ class World:
     def __init__(self, directory: Path) -> None:
         self.store = open_tables(directory)
         self.inbox, self.outbox, self.sender = Inbox(self.store, 7), Outbox(self.store, 7), FakeSender()
+        self.locked_out: set[str] = set()
         self.lanes = Lanes(
             cast(Any, None),
             self.inbox,
@@ -102,8 +103,10 @@ class World:
         """A reload of the configuration that has these users."""
         bot = SimpleNamespace(
             config=SimpleNamespace(users=users), accounts=before, lanes=self.lanes,
-            inbox=self.inbox, outbox=self.outbox, sender=self.sender,
+            inbox=self.inbox, outbox=self.outbox, sender=self.sender, unlock=SimpleNamespace(forget=lambda user: None),
+            gate=SimpleNamespace(forget=self.locked_out.add),
         )  # fmt: skip
+        bot._gone = lambda: Bot._gone(cast(Any, bot))
         await Bot._bury(cast(Any, bot))
 
     def desk(self, telegram_id: int = 1001) -> QueueDesk:
@@ -177,6 +180,7 @@ async def test_a_reload_ends_the_work_for_a_user_who_is_gone_or_has_another_acco
     await until_true(lambda: lane.running is not None)
     work = [task for task in (lane.task, lane.running_task) if task]
     await world.bury(*users, before={"alice": 1001})
+    assert world.locked_out == {"alice"}
     assert world.lanes.counts() == (0, 0)
     await until_true(lambda: all(task.done() for task in work))
 
@@ -338,7 +342,12 @@ async def test_a_control_row_is_worked_on_once_the_disk_takes_it_again(
     monkeypatch.setattr(world.outbox, "reply", failing_once(world.outbox.reply))
     spawned: list[Any] = []
     bot = SimpleNamespace(
-        sender=world.sender, commands=Commands(world.lanes), lanes=world.lanes, _spawn=spawned.append, show=lambda: None
+        sender=world.sender,
+        commands=Commands(world.lanes),
+        lanes=world.lanes,
+        _spawn=spawned.append,
+        show=lambda: None,
+        unlock=SimpleNamespace(takes=lambda row, rejoin: False),
     )
     Bot.take(cast(Any, bot), [row])
     await asyncio.gather(*spawned)

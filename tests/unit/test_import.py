@@ -115,7 +115,7 @@ def test_what_has_no_counterpart_is_said_with_its_line(variable: str) -> None:
         ("DEFAULT_MODEL=so nice", "line 1: DEFAULT_MODEL: expected a model's name"),
         ("CLAUDE_USER=root", "line 1: CLAUDE_USER: expected the name of a Unix account"),
         ("AGENT_BACKEND=codex", 'line 1: AGENT_BACKEND: Kai has no backend "codex"'),
-        ("TELEGRAM_WEBHOOK_URL=http://x.org/hook", "line 1: TELEGRAM_WEBHOOK_URL: mode webhook takes"),
+        ("TELEGRAM_WEBHOOK_URL=http://x.org/hook", "line 1: TELEGRAM_WEBHOOK_URL: mode webhook needs"),
     ],
 )
 def test_what_is_not_carried_over_is_said_and_the_file_stays_valid(text: str, said: str) -> None:
@@ -177,12 +177,12 @@ def test_agents_that_speak_acp_become_the_acp_backend(text: str, command: tuple[
     assert warnings(text) == []
 
 
-def test_a_webhook_address_chooses_the_mode_and_names_its_secret() -> None:
+def test_a_webhook_address_chooses_the_mode_and_names_what_it_needs() -> None:
     text = "TELEGRAM_WEBHOOK_URL=https://kai.example.org/webhook/telegram\n"
     assert kai(text).telegram == kaiyaml.Telegram(
         mode="webhook", webhook_url="https://kai.example.org/webhook/telegram"
     )
-    assert "/etc/credstore/kai-telegram-webhook-secret" in warnings(text)[0]
+    assert "kai-webhook(8)" in warnings(text)[0]
 
 
 def command(*arguments: str) -> argparse.Namespace:

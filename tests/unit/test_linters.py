@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -29,6 +30,9 @@ EXPOSURE = {
     "kai-bot.service": 1.5,
     "kai-proxy.service": 1.5,
     "kai-scheduler.service": 0.5,
+    "kai-totp.service": 0.5,
+    "kai-webhook.service": 0.5,
+    "kai-github.service": 1.5,
     "kai-job@.service": 0.5,
     "kai-timers.service": 1.0,
     "kai-agent@.service": 3.0,
@@ -105,11 +109,11 @@ def installed(tmp_path: Path) -> Path:
     """The units where programs exist: systemd-analyze looks for them, and Kai need not be installed here."""
     for path in UNITS:
         text = path.read_text()
-        for program in ("kai-bot", "kai-proxy", "kai-agent", "kai-scheduler", "kai-timers", "kai-job"):
-            text = text.replace(f"/opt/kai/current/bin/{program}", "/bin/true")
+        text = re.sub(r"/opt/kai/current/bin/kai-[a-z]+", "/bin/true", text)
         (tmp_path / path.name).write_text(text)
     shutil.copy(tmp_path / "kai-agent@.service", tmp_path / "kai-agent@alice.service")
     shutil.copy(tmp_path / "kai-agent@.socket", tmp_path / "kai-agent@alice.socket")
+    shutil.copy(tmp_path / "kai-agent-api@.socket", tmp_path / "kai-agent-api@alice.socket")
     shutil.copy(tmp_path / "kai-job@.service", tmp_path / "kai-job@7.service")
     return tmp_path
 
@@ -134,8 +138,10 @@ def test_every_service_has_a_threshold() -> None:
 @pytest.mark.parametrize("path", [path for path in UNITS if path.suffix == ".socket"], ids=lambda path: path.name)
 def test_a_socket_stops_with_kai_and_leaves_nothing_behind(path: Path) -> None:
     lines = path.read_text().splitlines()
-    for line in ("PartOf=kai.target", "WantedBy=kai.target", "RemoveOnStop=yes", "SocketMode=0660"):
+    tcp = "ListenStream=127.0.0.1:8080" in lines
+    for line in ("PartOf=kai.target", "WantedBy=kai.target", *(() if tcp else ("RemoveOnStop=yes", "SocketMode=0660"))):
         assert line in lines
+    assert tcp or any(line.startswith("ListenStream=/run/kai/") for line in lines)
     assert sum(line.startswith("FileDescriptorName=") for line in lines) == 1
 
 

@@ -33,8 +33,12 @@ UNITS = sorted(path for path in (ROOT / "units").iterdir() if path.is_file())
 INTERFACES = {
     "kai.Agent": "kai-agent@.8",
     "kai.Bot": "kai-bot.8",
+    "kai.GitHub": "kai-github.8",
+    "kai.Proxy": "kai-proxy.8",
     "kai.Scheduler": "kai-scheduler.8",
     "kai.Timers": "kai-timers.8",
+    "kai.Totp": "kai-totp.8",
+    "kai.Webhook": "kai-webhook.8",
 }
 OF_ANOTHER = {"kai-job": "kai-scheduler"}
 """Programs that are told of in the page of another."""
@@ -69,7 +73,7 @@ def settings(unit: Path, key: str) -> list[str]:
 
 def page_of(unit: Path) -> str:
     """The page in section 8 of the daemon that a service or socket belongs to."""
-    if unit.stem == "kai-agent@":
+    if unit.stem in ("kai-agent@", "kai-agent-api@"):
         return "kai-agent@.8"
     program = "-".join(unit.stem.removesuffix("@").split("-")[:2])
     return f"{OF_ANOTHER.get(program, program)}.8"
@@ -149,7 +153,9 @@ def test_the_page_of_a_daemon_names_its_units_sockets_and_credentials(unit: Path
     page = sections(page_of(unit))
     assert of_instance(unit.name) in page["DESCRIPTION"]
     paths = settings(unit, "ListenStream")
-    paths += [f"/etc/credstore/{name}" for name in settings(unit, "LoadCredential")]
+    for credential in settings(unit, "LoadCredential") + settings(unit, "LoadCredentialEncrypted"):
+        name, _, place = credential.partition(":")
+        paths.append(place or f"/etc/credstore/{name}")
     assert [path for path in paths if path not in page["FILES"]] == []
 
 

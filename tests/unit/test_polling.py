@@ -13,8 +13,8 @@ from telegram.error import Conflict, NetworkError, TelegramError
 from kai.bot import polling as module
 from kai.bot.notices import of_blocked, of_conflict, parse
 from kai.bot.polling import Polling
-from kai.bot.sparing import Sparing
 from kai.config import Config, Kai, User
+from kai.lib.sparing import Sparing
 
 ADMIN, ALICE = User(1, "root", "admin"), User(2, "alice")
 
@@ -95,7 +95,7 @@ def test_a_trouble_that_goes_on_is_logged_once_a_minute_with_a_count(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [1000.0]
-    monkeypatch.setattr("kai.bot.sparing.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("kai.lib.sparing.time.monotonic", lambda: clock[0])
     log = Sparing(logging.getLogger("test"))
     for _ in range(121):
         log.log("a", logging.WARNING, "%s is away", "it")

@@ -26,11 +26,13 @@ from kai.lib.client import Client
 from kai.lib.varlink import Fault as Refusal
 from kai.lib.varlink import Unavailable
 
+from .. import hooks
 from .points import Kind, Moment, Point
-from .units import BOT, Plan, Units, Zygote
+from .units import BOT, WEBHOOK, Plan, Units, Zygote
 from .verdict import MARK, Command, Delivery, Judge, Press, Prompt, Queue, Said, Verdict
 
 TOKEN = "1234567:sweep-token-that-is-long-enough"
+ADDRESS = "https://kai.example.org/webhook/telegram"
 BOT_ID = TOKEN.partition(":")[0]
 CUT = ("continue:", "drop:")
 LOOKED_AT = 8
@@ -57,6 +59,9 @@ OF_BOT: list[At] = [
     ("answer", "before", ""),
     ("answer", "after", ""),
 ]
+OF_WEBHOOK: list[At] = [
+    ("call", "before", "TakeUpdate"), ("call", "after", "TakeUpdate"), ("reply", "after", ""),
+]  # fmt: skip
 OF_AGENT: list[At] = [
     *(("commit", moment, name) for name in ("", "Turns.begin", "Turns.end") for moment in ("before", "after")),
     *(("answer", moment, name) for name in ("", "done") for moment in ("before", "after")),
@@ -131,7 +136,7 @@ def plan_of(seed: int) -> Plan:
 
     def plan(unit: str, life: int) -> list[Point]:
         chance = random.Random(f"{seed}/{unit}/{life}")
-        kind, moment, name = chance.choice(OF_BOT if unit == BOT else OF_AGENT)
+        kind, moment, name = chance.choice({BOT: OF_BOT, WEBHOOK: OF_WEBHOOK}.get(unit, OF_AGENT))
         everyone = chance.random() < 0.1
         mean = (8 if unit == BOT else 12) if not name else (3 if unit == BOT else 4)
         number = 1 + int(chance.expovariate(1 / mean))
@@ -143,7 +148,10 @@ def plan_of(seed: int) -> Plan:
 
 
 class Sweep:
-    """A set of its own with `users`; `run` kills at least `wanted` daemons and judges what is left."""
+    """A set of its own with `users`; `run` kills at least `wanted` daemons and judges what is left.
+
+    With `webhook`, updates are posted to kai-webhook, which is killed like the others.
+    """
 
     def __init__(
         self,
@@ -154,8 +162,10 @@ class Sweep:
         plan: Plan | None = None,
         broken: str = "",
         within: float = 60.0,
+        webhook: bool = False,
     ) -> None:
         self.zygote, self.seed, self.wanted, self.broken, self.within = zygote, seed, wanted, broken, within
+        self.webhook = webhook
         self.killing = plan or plan_of(seed)
         self.chance = random.Random(f"{seed}/traffic")
         self.said = Said()
@@ -172,6 +182,7 @@ class Sweep:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kai-sweep-", dir="/tmp")))
             self.runs = directory / "runs"
             self.api = BotApi(token=TOKEN)
+            self.api.lead = directory / "run/webhook.sock"
             await self.api.start()
             stack.push_async_callback(self.api.stop)
             for user in USERS.values():
@@ -182,10 +193,12 @@ class Sweep:
                 token=TOKEN,
                 users=[{"telegram_id": number, "name": name} for name, number in USERS.items()],
                 agent_command=[sys.executable, "-I", "-S", str(AGENT), str(self.runs)],
+                settings={"telegram": {"mode": "webhook", "webhook_url": ADDRESS}} if self.webhook else {},
             )
             launcher._lay_out()
+            more = [hooks.unit(launcher)] if self.webhook else []
             self.bot = Client(launcher.runtime / "bot.sock")
-            self.units = Units(self.zygote, launcher, self._plan, broken=self.broken)
+            self.units = Units(self.zygote, launcher, self._plan, broken=self.broken, more=more)
             try:
                 self.units.open()
                 self.api.faults.seed(self.seed)

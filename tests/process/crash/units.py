@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from .points import ALL, Point
 from .zygote import Start
 
 ROOT = Path(__file__).resolve().parents[3]
-BOT = "kai-bot"
+BOT, WEBHOOK = "kai-bot", "kai-webhook"
 MOST_FAILURES = 10
 Plan = Callable[[str, int], list[Point]]
 
@@ -158,7 +158,15 @@ class Units:
     `killed` counts daemons that ended by SIGKILL, `others` lists ends that are neither that nor clean.
     """
 
-    def __init__(self, zygote: Zygote, launcher: Launcher, plan: Plan, *, broken: str = "") -> None:
+    def __init__(
+        self,
+        zygote: Zygote,
+        launcher: Launcher,
+        plan: Plan,
+        *,
+        broken: str = "",
+        more: Sequence[service.Unit] = (),
+    ) -> None:
         self.zygote, self.launcher, self.plan, self.broken = zygote, launcher, plan, broken
         self.kills = launcher.directory / "kills"
         self.boot = ""
@@ -166,7 +174,7 @@ class Units:
         self.starts = 0
         self.others: list[str] = []
         self.held = self.closing = False
-        self.units = {unit.name: Unit(self, unit) for unit in launcher.units()}
+        self.units = {unit.name: Unit(self, unit) for unit in [*launcher.units(), *more]}
 
     def log(self, name: str) -> Path:
         return self.launcher.directory / "logs" / f"{name}.log"

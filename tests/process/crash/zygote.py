@@ -30,6 +30,7 @@ import kai.agent.turns
 import kai.bot.main
 import kai.bot.markdown
 import kai.lib.client
+import kai.webhook.main
 from kai.demo.keeper import PR_SET_CHILD_SUBREAPER, end_children
 
 from . import broken
